@@ -1,0 +1,70 @@
+"""Server-side sessions for Python web applications, in the database that you already run.
+
+from pgstore import PGStore
+
+store = PGStore("postgresql://…", hash_key)
+session = store.get(request, "session")
+session["cart"] = ["tea"]
+store.save(request, response, session)
+"""
+
+from . import errors, merge
+from .codecs import Codec, Sealer, SecureCookie, codecs_from_pairs, decode_multi, encode_multi
+from .errors import (
+    BackendError,
+    ClientError,
+    ConfigurationError,
+    ConflictError,
+    CookieError,
+    PGStoreError,
+    RowError,
+    SaveErrors,
+    SchemaError,
+    SerializationError,
+    SessionGone,
+    SessionNotFound,
+    SessionTooLong,
+)
+from .ids import generate_random_key
+from .options import Options
+from .rows import Backend, PGSession
+from .serializers import TypedSerializer
+from .session import Registry, Session
+from .store import MemoryStore, PGStore, SQLiteStore, Store
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "ClientError",
+    "Codec",
+    "ConfigurationError",
+    "ConflictError",
+    "CookieError",
+    "MemoryStore",
+    "Options",
+    "PGSession",
+    "PGStore",
+    "PGStoreError",
+    "Registry",
+    "RowError",
+    "SQLiteStore",
+    "SaveErrors",
+    "SchemaError",
+    "Sealer",
+    "SecureCookie",
+    "SerializationError",
+    "Session",
+    "SessionGone",
+    "SessionNotFound",
+    "SessionTooLong",
+    "Store",
+    "TypedSerializer",
+    "codecs_from_pairs",
+    "decode_multi",
+    "encode_multi",
+    "errors",
+    "generate_random_key",
+    "merge",
+]

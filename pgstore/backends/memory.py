@@ -1,0 +1,201 @@
+"""Rows in this process's memory: for tests, for trying out, and to read what a backend does."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from ..rows import Expiry, Loaded, PGSession, check_table, expiry_times
+
+__all__ = ["MemoryBackend"]
+
+
+class MemoryBackend:
+    """Keep rows in a dict: the reference implementation of `pgstore.rows.Backend`.
+
+    Nothing outlives the process, and other processes see nothing: a forked child goes on with a
+    copy of its own. ``clock`` stands for the database's clock and returns Unix seconds. ``locked``
+    holds every row, not only the one that was asked for.
+    """
+
+    def __init__(
+        self, table: str = "http_sessions", *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.table = check_table(table)
+        self._clock = clock
+        self._rows: dict[bytes, PGSession] = {}
+        self._locks: dict[int, _Locks] = {}
+
+    def load(self, key: bytes) -> Loaded | None:
+        with self._lock:
+            now = self._now()
+            row = self._live(key, now)
+            return None if row is None else Loaded(_copy(row), now)
+
+    def insert(self, row: PGSession, expiry: Expiry) -> PGSession | None:
+        with self._lock:
+            if row.key in self._rows:
+                return None
+            now = self._now()
+            expires_on, gc_after = expiry_times(now, now, expiry)
+            return self._store(
+                replace(
+                    row,
+                    created_on=now,
+                    modified_on=now,
+                    seen_on=now,
+                    expires_on=expires_on,
+                    gc_after=gc_after,
+                    authenticated_on=None if row.user_key is None else now,
+                    renewed_on=None,
+                )
+            )
+
+    def update(
+        self,
+        row: PGSession,
+        version: int,
+        expiry: Expiry | None,
+        *,
+        login: bool = False,
+        renew: bool = False,
+    ) -> PGSession | None:
+        with self._lock:
+            now = self._now()
+            old = self._live(row.key, now)
+            if old is None or old.version != version:
+                return None
+            new = replace(
+                row,
+                created_on=old.created_on,
+                modified_on=now,
+                authenticated_on=now if login else old.authenticated_on,
+                renewed_on=now if renew else old.renewed_on,
+            )
+            if expiry is None:
+                new = replace(
+                    new,
+                    seen_on=old.seen_on,
+                    expires_on=old.expires_on,
+                    gc_after=old.gc_after,
+                )
+            else:
+                new = _seen(new, now, expiry)
+            return self._store(new)
+
+    def touch(self, row: PGSession, expiry: Expiry) -> PGSession | None:
+        with self._lock:
+            now = self._now()
+            old = self._live(row.key, now)
+            if old is None or (old.generation, old.seen_on) != (row.generation, row.seen_on):
+                return None
+            new = self._store(_seen(old, now, expiry))
+            return replace(
+                row, seen_on=new.seen_on, expires_on=new.expires_on, gc_after=new.gc_after
+            )
+
+    def delete(
+        self, key: bytes, *, version: int | None = None, generation: int | None = None
+    ) -> PGSession | None:
+        with self._lock:
+            row = self._live(key, self._now())
+            if (
+                row is None
+                or (version is not None and row.version != version)
+                or (generation is not None and generation < row.min_generation)
+            ):
+                return None
+            del self._rows[key]
+            return replace(row, data=b"")
+
+    def rewrite(self, row: PGSession, version: int) -> bool:
+        with self._lock:
+            old = self._live(row.key, self._now())
+            if old is None or old.version != version:
+                return False
+            self._store(replace(old, data=row.data, version=row.version))
+            return True
+
+    def scan(self, after: bytes | None, limit: int) -> list[PGSession]:
+        with self._lock:
+            now = self._now()
+            keys = sorted(key for key in self._rows if after is None or key > after)
+            live = [_copy(row) for key in keys if (row := self._live(key, now))]
+            return live[:limit]
+
+    @contextmanager
+    def locked(self, key: bytes) -> Iterator[MemoryBackend]:
+        with self._lock:
+            before = self._rows.copy()
+            try:
+                yield self
+            except BaseException:
+                self._rows = before
+                raise
+
+    def sweep(self, limit: int, horizon: float) -> int | None:
+        sweeping = self._my_locks.sweeping
+        if not sweeping.acquire(blocking=False):
+            return None
+        try:
+            with self._lock:
+                now = self._now()
+                dead = [key for key in self._rows if self._live(key, now) is None][:limit]
+                for key in dead:
+                    del self._rows[key]
+                return len(dead)
+        finally:
+            sweeping.release()
+
+    def apply_schema(self) -> None:
+        """Do nothing: there is no table."""
+
+    def check_schema(self) -> None:
+        """Do nothing: there is no table."""
+
+    def close(self) -> None:
+        """Do nothing: the rows live as long as this object."""
+
+    @property
+    def _lock(self) -> threading.RLock:
+        return self._my_locks.rows
+
+    @property
+    def _my_locks(self) -> _Locks:
+        # A fork copies a lock as it is, but not the thread that holds it and would release it.
+        pid = os.getpid()
+        return self._locks.get(pid) or self._locks.setdefault(pid, _Locks())
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+    def _live(self, key: bytes, now: datetime) -> PGSession | None:
+        row = self._rows.get(key)
+        return row if row and row.expires_on and row.expires_on > now else None
+
+    def _store(self, row: PGSession) -> PGSession:
+        self._rows[row.key] = _copy(row)
+        return row
+
+
+class _Locks:
+    """The locks of one process: over the rows, and over sweeping."""
+
+    def __init__(self) -> None:
+        self.rows = threading.RLock()
+        self.sweeping = threading.Lock()
+
+
+def _seen(row: PGSession, now: datetime, expiry: Expiry) -> PGSession:
+    expires_on, gc_after = expiry_times(now, row.authenticated_on or row.created_on or now, expiry)
+    return replace(row, seen_on=now, expires_on=expires_on, gc_after=gc_after)
+
+
+def _copy(row: PGSession) -> PGSession:
+    # Nobody changes a stored row through the mapping that was given or handed out.
+    return replace(row, meta=dict(row.meta))

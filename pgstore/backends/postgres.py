@@ -1,0 +1,522 @@
+"""Rows in PostgreSQL, 14 or newer: one prepared statement and one round trip for each verb of a
+request.
+
+Every statement of the request path addresses one key, and uses neither a volatile function nor a
+trigger, so that the table may be distributed by ``key`` (Citus). Inside a caller's long transaction
+``now()`` stands still; ``statement_timestamp()`` does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from psycopg.pq.abc import PGresult
+
+from ..errors import BackendError, SchemaError
+from ..rows import Expiry, Loaded, PGSession, check_table
+from ..sql import migrations
+from .postgres_pool import Pool
+from .postgres_wire import Lost, Refused, Statement, Wire
+
+__all__ = ["PostgresBackend"]
+
+_SERIALIZATION_FAILURE = "40001"
+_FEATURE_NOT_SUPPORTED = "0A000"
+_UNDEFINED_TABLE = "42P01"
+_UNDEFINED_SCHEMA = "3F000"
+_INSUFFICIENT_PRIVILEGE = "42501"
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+_NOW = "statement_timestamp()"
+_LIVE = f"expires_on > {_NOW}"
+_CONTENT = (
+    "key, name, generation, min_generation, secret_hash, data, version, max_age, user_key, ip, user_agent, meta, "
+    "previous_hash, successor"
+)
+_TIMES = "created_on, modified_on, seen_on, expires_on, gc_after, authenticated_on, renewed_on"
+_WITHOUT_DATA = _CONTENT.replace(" data,", " ''::bytea,")
+_VALUES = (
+    "$1::bytea, $2::text, $3::int4, $4::int4, $5::bytea, $6::bytea, $7::int8, $8::int4, $9::text, $10::text, "
+    "$11::text, $12::jsonb, $13::bytea, $14::bytea"
+)
+
+
+def _expiry_sql(idle: str, lifetime: str, bucket: str, start: str) -> tuple[str, str]:
+    """Return the SQL of ``expires_on`` and ``gc_after``; LEAST passes over a lifetime that is NULL."""
+    end = f"LEAST({_NOW} + {idle}::interval, {start} + {lifetime}::interval)"
+    after = f"date_bin({bucket}::interval, {end}, '2000-01-01 00:00:00+00') + {bucket}::interval"
+    return end, after
+
+
+class _Sql:
+    """The statements for one table, composed once."""
+
+    def __init__(self, table: str) -> None:
+        self.load = Statement(
+            f"SELECT {_CONTENT}, {_TIMES}, {_NOW} FROM {table} WHERE key = $1::bytea AND {_LIVE}"
+        )
+        end, after = _expiry_sql("$15", "$16", "$17", _NOW)
+        self.insert = Statement(
+            f"INSERT INTO {table} ({_CONTENT}, {_TIMES}) VALUES ({_VALUES}, {_NOW}, {_NOW}, {_NOW}, {end}, {after}, "
+            f"CASE WHEN $9::text IS NOT NULL THEN {_NOW} END, NULL) "
+            f"ON CONFLICT (key) DO NOTHING RETURNING {_TIMES}"
+        )
+        columns = _CONTENT.removeprefix("key, ").split(", ")
+        values = _VALUES.removeprefix("$1::bytea, ").split(", ")
+        content = ", ".join(f"{c} = {v}" for c, v in zip(columns, values, strict=True))
+        content += (
+            f", modified_on = {_NOW}, "
+            f"authenticated_on = CASE WHEN $16::bool THEN {_NOW} ELSE authenticated_on END, "
+            f"renewed_on = CASE WHEN $17::bool THEN {_NOW} ELSE renewed_on END"
+        )
+        where = f"WHERE key = $1::bytea AND version = $15::int8 AND {_LIVE} RETURNING {_TIMES}"
+        self.update = Statement(f"UPDATE {table} SET {content} {where}")
+        start = f"CASE WHEN $16::bool THEN {_NOW} ELSE COALESCE(authenticated_on, created_on) END"
+        end, after = _expiry_sql("$18", "$19", "$20", start)
+        visit = f"seen_on = {_NOW}, expires_on = {end}, gc_after = {after}"
+        self.update_and_visit = Statement(f"UPDATE {table} SET {content}, {visit} {where}")
+        end, after = _expiry_sql("$4", "$5", "$6", "COALESCE(authenticated_on, created_on)")
+        self.touch = Statement(
+            f"UPDATE {table} SET seen_on = {_NOW}, expires_on = {end}, gc_after = {after} "
+            f"WHERE key = $1::bytea AND generation = $2::int4 AND seen_on = $3::timestamptz AND {_LIVE} "
+            f"RETURNING {_TIMES}"
+        )
+        self.delete = Statement(
+            f"DELETE FROM {table} WHERE key = $1::bytea AND ($2::int8 IS NULL OR version = $2) "
+            f"AND ($3::int4 IS NULL OR min_generation <= $3) AND {_LIVE} RETURNING {_WITHOUT_DATA}, {_TIMES}"
+        )
+        self.rewrite = Statement(
+            f"UPDATE {table} SET data = $2::bytea, version = $3::int8 "
+            f"WHERE key = $1::bytea AND version = $4::int8 AND {_LIVE}"
+        )
+        self.scan = Statement(
+            f"SELECT {_CONTENT}, {_TIMES} FROM {table} WHERE key > $1::bytea AND {_LIVE} ORDER BY key LIMIT $2::int8"
+        )
+        self.lock = Statement(f"SELECT 1 FROM {table} WHERE key = $1::bytea FOR UPDATE")
+        self.lead = Statement("SELECT pg_try_advisory_xact_lock($1::int8)")
+        expired = (
+            f"SELECT key FROM {table} WHERE gc_after <= {_NOW} + $2::interval AND expires_on <= {_NOW} "
+            f"ORDER BY gc_after LIMIT $1::int8"
+        )
+        self.sweep = Statement(
+            f"DELETE FROM {table} WHERE key IN ({expired} FOR UPDATE SKIP LOCKED) AND expires_on <= {_NOW}"
+        )
+        # A distributed table refuses SKIP LOCKED without the key.
+        self.sweep_distributed = Statement(
+            f"DELETE FROM {table} WHERE key IN ({expired}) AND expires_on <= {_NOW}"
+        )
+
+
+class PostgresBackend:
+    """A `Backend` on PostgreSQL.
+
+    ``pool`` lends connections, and belongs to this backend. ``table`` and ``db_schema`` are plain
+    identifiers; without a schema, the connection's search_path finds the table.
+    """
+
+    def __init__(
+        self, pool: Pool, *, table: str = "http_sessions", db_schema: str | None = None
+    ) -> None:
+        self._table = check_table(table)
+        if db_schema is not None:
+            check_table(db_schema, what="schema", longest=63)
+        self._names = (db_schema, table)
+        self._qualified = _qualified(*self._names)
+        self._pool = pool
+        self._sql = _Sql(self._qualified)
+        self._distributed = False
+
+    def __repr__(self) -> str:
+        return f"<PostgresBackend {self._qualified} {self._pool!r}>"
+
+    @property
+    def table(self) -> str:
+        return self._table
+
+    # -- a request's verbs
+
+    def load(self, key: bytes) -> Loaded | None:
+        result, encoding = self._run(self._sql.load, key, read=True)
+        if not result.ntuples:
+            return None
+        return Loaded(_row(result, 0, encoding), _time(result.get_value(0, 21)))
+
+    def insert(self, row: PGSession, expiry: Expiry) -> PGSession | None:
+        return self._write(self._sql.insert, row, *_intervals(expiry))
+
+    def update(
+        self,
+        row: PGSession,
+        version: int,
+        expiry: Expiry | None,
+        *,
+        login: bool = False,
+        renew: bool = False,
+    ) -> PGSession | None:
+        conditions = (_int8(version), _bool(login), _bool(renew))
+        if expiry is None:
+            return self._write(self._sql.update, row, *conditions)
+        return self._write(self._sql.update_and_visit, row, *conditions, *_intervals(expiry))
+
+    def touch(self, row: PGSession, expiry: Expiry) -> PGSession | None:
+        assert row.seen_on is not None
+        seen = _int8((row.seen_on - _EPOCH) // _MICROSECOND)
+        result, _ = self._run(
+            self._sql.touch, row.key, _int4(row.generation), seen, *_intervals(expiry)
+        )
+        return _stamped(row, result)
+
+    def delete(
+        self, key: bytes, *, version: int | None = None, generation: int | None = None
+    ) -> PGSession | None:
+        result, encoding = self._run(
+            self._sql.delete,
+            key,
+            None if version is None else _int8(version),
+            None if generation is None else _int4(generation),
+        )
+        return _row(result, 0, encoding) if result.ntuples else None
+
+    def rewrite(self, row: PGSession, version: int) -> bool:
+        result, _ = self._run(
+            self._sql.rewrite, row.key, row.data, _int8(row.version), _int8(version)
+        )
+        return result.command_tuples == 1
+
+    def scan(self, after: bytes | None, limit: int) -> list[PGSession]:
+        result, encoding = self._run(self._sql.scan, after or b"", _int8(limit), read=True)
+        return [_row(result, index, encoding) for index in range(result.ntuples)]
+
+    @contextmanager
+    def locked(self, key: bytes) -> Iterator[PostgresBackend]:
+        with self._transaction() as backend:
+            backend._run(self._sql.lock, key)
+            yield backend
+
+    def sweep(self, limit: int, horizon: float) -> int | None:
+        try:
+            return self._sweep(limit, horizon)
+        except BackendError as error:
+            if self._distributed or _sqlstate(error) != _FEATURE_NOT_SUPPORTED:
+                raise
+        self._distributed = True
+        return self._sweep(limit, horizon)
+
+    # -- schema and end
+
+    def apply_schema(self) -> None:
+        with self._pool.direct() as wire:
+            if self._version_on(wire) >= _STEPS[-1].version:
+                return
+            try:
+                # SET LOCAL: behind a pooler nothing may outlive the transaction.
+                wire.script(
+                    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; "
+                    f"SELECT pg_advisory_xact_lock({_lock_number('schema', self._names)})"
+                )
+                wire.script(_schema_sql(self._names, after=self._version_on(wire)))
+                wire.script("COMMIT")
+            except Refused as refused:
+                wire.script("ROLLBACK")
+                if refused.sqlstate == _INSUFFICIENT_PRIVILEGE:
+                    raise SchemaError(
+                        f"this role may not create or change the table {self._qualified}: run 'pgstore schema "
+                        "apply' as its owner, or give 'pgstore schema print' to whoever may"
+                    ) from refused
+                raise SchemaError(
+                    f"the schema of {self._qualified} was not applied: {refused}"
+                ) from refused
+            except Lost as lost:
+                raise BackendError(
+                    f"the schema of {self._qualified} was not applied: {lost}"
+                ) from lost
+
+    def check_schema(self) -> None:
+        with self._pool.direct() as wire:
+            version = self._version_on(wire)
+        if version < _STEPS[-1].version:
+            missing = "is missing" if version == 0 else f"has version {version} of its schema"
+            raise SchemaError(
+                f"the table {self._qualified} {missing}, and this code wants {_STEPS[-1].version}: run "
+                "'pgstore schema apply'"
+            )
+
+    def close(self) -> None:
+        self._pool.close()
+
+    # -- below the verbs
+
+    def _write(self, statement: Statement, row: PGSession, *more: bytes | None) -> PGSession | None:
+        result, _ = self._run(
+            statement,
+            row.key,
+            row.name,
+            _int4(row.generation),
+            _int4(row.min_generation),
+            row.secret_hash,
+            row.data,
+            _int8(row.version),
+            _int4(row.max_age),
+            row.user_key,
+            row.ip,
+            row.user_agent,
+            _jsonb(row.meta),
+            row.previous_hash,
+            row.successor,
+            *more,
+        )
+        return _stamped(row, result)
+
+    def _run(
+        self, statement: Statement, *parameters: bytes | str | None, read: bool = False
+    ) -> tuple[PGresult, str]:
+        """Run one statement, a second time on another connection if that is safe. Returns its
+        result and encoding.
+        """
+        for last in (False, True):
+            wire = self._pool.get()
+            try:
+                encoding = wire.encoding
+                encoded = [p.encode(encoding) if isinstance(p, str) else p for p in parameters]
+                return wire.execute(statement, encoded), encoding
+            except Lost as lost:
+                again = not last and not lost.late and (read or not lost.sent)
+                if again and not isinstance(self._pool, _Held):
+                    continue
+                raise BackendError(str(lost), outcome_unknown=lost.sent and not read) from lost
+            except Refused as refused:
+                raise _refusal(refused, self._qualified) from refused
+            finally:
+                self._pool.put(wire)
+        raise AssertionError("the loop returns or raises")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[PostgresBackend]:
+        """Give a backend on one connection, inside a transaction that the end of the block commits."""
+        wire = self._pool.get()
+        try:
+            # READ COMMITTED, whatever the role's default: a statement must see what was committed
+            # before it.
+            _control(wire, "BEGIN ISOLATION LEVEL READ COMMITTED")
+            try:
+                yield PostgresBackend(_Held(wire), table=self._names[1], db_schema=self._names[0])
+            except BaseException:
+                if not wire.connection.closed:
+                    _control(wire, "ROLLBACK")
+                raise
+            _control(wire, "COMMIT", unknown=True)
+        finally:
+            self._pool.put(wire)
+
+    def _sweep(self, limit: int, horizon: float) -> int | None:
+        statement = self._sql.sweep_distributed if self._distributed else self._sql.sweep
+        with self._transaction() as backend:
+            # Held until the transaction ends, and no longer: a pooler gives the connection to
+            # others then.
+            number = _int8(_lock_number("sweep", self._names))
+            lead, _ = backend._run(self._sql.lead, number)
+            if lead.get_value(0, 0) != _bool(True):
+                return None
+            result, _ = backend._run(statement, _int8(limit), _interval(horizon))
+            return result.command_tuples or 0
+
+    def _version_on(self, wire: Wire) -> int:
+        """Return the version of the table's schema, 0 without one. Raises `SchemaError` when it is
+        too new.
+        """
+        query = Statement(
+            f"SELECT version, oldest_code FROM {_qualified(self._names[0], self._table + '_schema')} "
+            "ORDER BY version DESC LIMIT 1"
+        )
+        exists = Statement("SELECT to_regclass($1::text) IS NOT NULL")
+        name = _qualified(self._names[0], self._table + "_schema").encode("ascii")
+        try:
+            if wire.execute(exists, [name]).get_value(0, 0) != _bool(True):
+                return 0
+            result = wire.execute(query, [])
+        except Refused as refused:
+            raise _refusal(refused, self._qualified) from refused
+        except Lost as lost:
+            raise BackendError(str(lost)) from lost
+        if not result.ntuples:
+            return 0
+        version, oldest = (struct.unpack(">i", result.get_value(0, i) or b"")[0] for i in (0, 1))
+        if oldest > _STEPS[-1].version:
+            raise SchemaError(
+                f"the table {self._qualified} has version {version} of its schema, which code older than version "
+                f"{oldest} may not use; this is version {_STEPS[-1].version}: update pgstore here"
+            )
+        return int(version)
+
+
+class _Held:
+    """Lends the one connection of a transaction, again and again."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def get(self) -> Wire:
+        return self._wire
+
+    def put(self, wire: Wire) -> None:
+        pass
+
+    @contextmanager
+    def direct(self) -> Iterator[Wire]:
+        yield self._wire
+
+    def close(self) -> None:
+        pass
+
+
+_STEPS = migrations("postgres")
+
+
+def schema_sql(table: str = "http_sessions", db_schema: str | None = None) -> str:
+    """Return the SQL that makes the table, for whoever has the right to run it."""
+    names = (db_schema and check_table(db_schema, what="schema", longest=63), check_table(table))
+    return "BEGIN;\n" + _schema_sql(names, after=0) + "COMMIT;\n"
+
+
+def _schema_sql(names: tuple[str | None, str], *, after: int) -> str:
+    db_schema, table = names
+    log = _qualified(db_schema, f"{table}_schema")
+    parts = [
+        "-- Which steps of the schema were applied, and the oldest code that may use the table after each.\n"
+        f"CREATE TABLE IF NOT EXISTS {log} (\n"
+        "    version     integer     PRIMARY KEY,\n"
+        "    oldest_code integer     NOT NULL,\n"
+        "    applied_on  timestamptz NOT NULL DEFAULT now()\n"
+        ");\n"
+    ]
+    for step in _STEPS:
+        if step.version > after:
+            parts.append(
+                step.text.format(
+                    table=_qualified(db_schema, table),
+                    gc_index=f'"{table}_gc_after"',
+                    user_index=f'"{table}_user_key"',
+                )
+            )
+            parts.append(
+                f"INSERT INTO {log} (version, oldest_code) VALUES ({step.version}, {step.oldest_code});\n"
+            )
+    return "\n".join(parts)
+
+
+def _qualified(db_schema: str | None, table: str) -> str:
+    # Both are plain identifiers (check_table); the quotes keep their case and let them be reserved
+    # words.
+    return f'"{table}"' if db_schema is None else f'"{db_schema}"."{table}"'
+
+
+def _lock_number(purpose: str, names: tuple[str | None, str]) -> int:
+    text = f"pgstore {purpose} {names[0] or ''}.{names[1]}"
+    return int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8], "big", signed=True)
+
+
+def _control(wire: Wire, text: str, *, unknown: bool = False) -> None:
+    try:
+        wire.script(text)
+    except Lost as lost:
+        raise BackendError(
+            f"{text} was lost: {lost}", outcome_unknown=unknown and lost.sent
+        ) from lost
+    except Refused as refused:
+        raise BackendError(f"PostgreSQL refused {text}: {refused}") from refused
+
+
+def _refusal(refused: Refused, table: str) -> BackendError:
+    if refused.sqlstate in (_UNDEFINED_TABLE, _UNDEFINED_SCHEMA):
+        return SchemaError(f"the table {table} is missing: run 'pgstore schema apply'")
+    return BackendError(f"PostgreSQL refused a statement on {table}: {refused}")
+
+
+def _sqlstate(error: BackendError) -> str | None:
+    cause = error.__cause__
+    return cause.sqlstate if isinstance(cause, Refused) else None
+
+
+# -- PostgreSQL's binary formats
+
+
+def _int4(value: int) -> bytes:
+    return value.to_bytes(4, "big", signed=True)
+
+
+def _int8(value: int) -> bytes:
+    return value.to_bytes(8, "big", signed=True)
+
+
+def _bool(value: bool) -> bytes:
+    return b"\1" if value else b"\0"
+
+
+def _interval(seconds: float) -> bytes:
+    """Encode as microseconds, no days, no months: a day of 24 hours whatever the time zone."""
+    return struct.pack(">qii", round(seconds * 1_000_000), 0, 0)
+
+
+def _intervals(expiry: Expiry) -> tuple[bytes, bytes | None, bytes]:
+    lifetime = None if expiry.lifetime is None else _interval(expiry.lifetime)
+    return _interval(expiry.idle), lifetime, _interval(expiry.bucket)
+
+
+def _jsonb(meta: Mapping[str, str]) -> bytes | None:
+    return b"\1" + json.dumps(meta).encode("ascii") if meta else None
+
+
+def _row(result: PGresult, index: int, encoding: str) -> PGSession:
+    def text(column: int) -> str | None:
+        value = result.get_value(index, column)
+        return None if value is None else value.decode(encoding)
+
+    def number(column: int) -> int:
+        return int.from_bytes(result.get_value(index, column) or b"", "big", signed=True)
+
+    def known(column: int) -> bytes:
+        return result.get_value(index, column) or b""
+
+    meta = result.get_value(index, 11)
+    return PGSession(
+        key=known(0),
+        name=known(1).decode(encoding),
+        generation=number(2),
+        min_generation=number(3),
+        secret_hash=known(4),
+        data=known(5),
+        version=number(6),
+        max_age=number(7),
+        user_key=text(8),
+        ip=text(9),
+        user_agent=text(10),
+        meta=json.loads(meta[1:]) if meta else {},
+        previous_hash=result.get_value(index, 12),
+        successor=result.get_value(index, 13),
+        **_times(result, index, 14),
+    )
+
+
+def _times(result: PGresult, index: int, first: int) -> dict[str, Any]:
+    values = (result.get_value(index, first + offset) for offset in range(7))
+    return {
+        name: None if value is None else _time(value)
+        for name, value in zip(_TIMES.split(", "), values, strict=True)
+    }
+
+
+def _time(value: bytes | None) -> datetime:
+    return _EPOCH + timedelta(microseconds=int.from_bytes(value or b"", "big", signed=True))
+
+
+def _stamped(row: PGSession, result: PGresult) -> PGSession | None:
+    return replace(row, **_times(result, 0, 0)) if result.ntuples else None

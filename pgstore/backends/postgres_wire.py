@@ -1,0 +1,220 @@
+"""One statement over one connection: sent at once, awaited with a deadline, never half-read.
+
+This goes straight to libpq through `psycopg.Connection.pgconn`. It sends no BEGIN of its own
+accord, whatever the connection's ``autocommit``, so a statement is one round trip and one
+transaction; and a silent network cannot hold the caller, which no setting of libpq's can promise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import select
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
+from psycopg.pq.abc import PGresult
+
+__all__ = ["ConnectionState", "Lost", "Refused", "Statement", "Wire"]
+
+_FINE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY)
+
+_NO_SUCH_STATEMENT = "26000"
+_STATEMENT_EXISTS = "42P05"
+_FEATURE_NOT_SUPPORTED = "0A000"
+
+
+class Lost(Exception):
+    """The connection broke, or the deadline passed; it is closed. ``sent``: the statement may have
+    run.
+    """
+
+    def __init__(self, message: str, *, sent: bool, late: bool = False) -> None:
+        super().__init__(message)
+        self.sent = sent
+        self.late = late
+
+
+class Refused(Exception):
+    """The server answered with an error: the statement did nothing."""
+
+    def __init__(self, sqlstate: str, message: str) -> None:
+        super().__init__(f"{message} [{sqlstate}]")
+        self.sqlstate = sqlstate
+
+
+class Statement:
+    """SQL text with ``$1, $2, …``, and the name under which a connection keeps it prepared."""
+
+    __slots__ = ("name", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text.encode("ascii")
+        # Named by its text: should the name exist already, it is this very statement.
+        self.name = b"pgstore_" + hashlib.sha256(self.text).hexdigest()[:16].encode("ascii")
+
+    def __repr__(self) -> str:
+        return f"<Statement {' '.join(self.text.decode('ascii').split())[:60]}…>"
+
+
+@dataclass(slots=True)
+class ConnectionState:
+    """What is known of a connection between two uses of it."""
+
+    encoding: str
+    prepared: set[bytes] = field(default_factory=set)
+
+
+class Wire:
+    """A connection for as long as it is ours. Not for several threads at once.
+
+    With ``state.prepared`` statements are prepared on the server at their first use;
+    ``prepare=False`` is for poolers that hand the server connection on after each transaction.
+    """
+
+    __slots__ = ("_deadline", "_prepare", "_state", "connection")
+
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        state: ConnectionState,
+        *,
+        prepare: bool,
+        seconds: float,
+    ) -> None:
+        self.connection = connection
+        self._state = state
+        self._prepare = prepare
+        self._deadline = time.monotonic() + seconds
+
+    @property
+    def encoding(self) -> str:
+        """The Python codec of the connection's client encoding."""
+        return self._state.encoding
+
+    def execute(self, statement: Statement, params: Sequence[bytes | None]) -> PGresult:
+        """Run one statement, parameters and results in binary, and return its result.
+
+        Raises `Refused` for an error of the server's, `Lost` for a broken connection or a deadline
+        that passed. Whatever interrupts the exchange, a KeyboardInterrupt or a greenlet's timeout
+        too, closes the connection: the next user must not read this one's answer.
+        """
+        pgconn = self.connection.pgconn
+        formats = [1] * len(params)
+        if not self._prepare:
+            return self._exchange(
+                pgconn.send_query_params, statement.text, params, None, formats, 1
+            )
+        name, prepared = statement.name, self._state.prepared
+        if name not in prepared:
+            self._prepare_on_server(statement)
+        try:
+            return self._exchange(pgconn.send_query_prepared, name, params, formats, 1)
+        except Refused as refused:
+            if refused.sqlstate == _NO_SUCH_STATEMENT:  # DISCARD ALL
+                prepared.clear()
+                self._prepare_on_server(statement)
+                return self._exchange(pgconn.send_query_prepared, name, params, formats, 1)
+            if refused.sqlstate == _FEATURE_NOT_SUPPORTED and "cached plan" in str(refused):
+                # The table was migrated. The statement did nothing, and a new connection plans it
+                # anew.
+                self.connection.close()
+                raise Lost("a migration has changed the table", sent=False) from refused
+            raise
+
+    def script(self, text: str) -> None:
+        """Run statements without parameters in one round trip; outside a transaction they are one."""
+        self._exchange(self.connection.pgconn.send_query, text.encode("utf-8"))
+
+    def _prepare_on_server(self, statement: Statement) -> None:
+        try:
+            self._exchange(
+                self.connection.pgconn.send_prepare, statement.name, statement.text, sent=False
+            )
+        except Refused as refused:
+            if refused.sqlstate != _STATEMENT_EXISTS:
+                raise
+        self._state.prepared.add(statement.name)
+
+    def _exchange(self, send: Any, *arguments: Any, sent: bool = True) -> PGresult:
+        pgconn = self.connection.pgconn
+        try:
+            try:
+                send(*arguments)
+            except psycopg.Error as error:
+                raise Lost(_reason(error), sent=False) from error
+            results = self._receive(sent)
+        except BaseException:
+            self.connection.close()
+            raise
+        for result in results:
+            if result.status not in _FINE:
+                if pgconn.status == ConnStatus.BAD:
+                    self.connection.close()
+                sqlstate = _field(result, DiagnosticField.SQLSTATE)
+                message = _field(result, DiagnosticField.MESSAGE_PRIMARY)
+                if not sqlstate or sqlstate[:2] == "08":
+                    # libpq's own report of a lost connection.
+                    self.connection.close()
+                    raise Lost(message or "the connection was lost", sent=sent)
+                # Only the primary message: detail and context may quote values.
+                raise Refused(sqlstate, message)
+        return results[-1]
+
+    def _receive(self, sent: bool) -> list[PGresult]:
+        pgconn = self.connection.pgconn
+        try:
+            while pgconn.flush():
+                self._wait(select.POLLIN | select.POLLOUT, sent)
+                pgconn.consume_input()
+            results = []
+            while True:
+                while pgconn.is_busy():
+                    self._wait(select.POLLIN, sent)
+                    pgconn.consume_input()
+                result = pgconn.get_result()
+                if result is None:
+                    break
+                results.append(result)
+        except psycopg.Error as error:
+            raise Lost(_reason(error), sent=sent) from error
+        if not results:
+            raise Lost("the connection gave no result", sent=sent)
+        return results
+
+    def _wait(self, events: int, sent: bool) -> None:
+        # select.poll is looked up now, not at import: gevent may have replaced it.
+        poll = select.poll()
+        poll.register(self.connection.pgconn.socket, events)
+        left = self._deadline - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise Lost("no answer from PostgreSQL within the time limit", sent=sent, late=True)
+
+
+def is_alive(connection: psycopg.Connection[Any]) -> bool:
+    """Tell, without a round trip, whether an idle connection has been closed from the other side."""
+    pgconn = connection.pgconn
+    if pgconn.status != ConnStatus.OK:
+        return False
+    poll = select.poll()
+    poll.register(pgconn.socket, select.POLLIN)
+    if not poll.poll(0):
+        return True
+    try:
+        pgconn.consume_input()  # a notice, a parameter's new value, or the end
+    except psycopg.Error:
+        return False
+    return pgconn.status == ConnStatus.OK
+
+
+def _reason(error: psycopg.Error) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _field(result: PGresult, field: DiagnosticField) -> str:
+    value = result.error_field(field)
+    return value.decode("utf-8", "replace") if value else ""

@@ -1,0 +1,180 @@
+"""Deleting expired rows: in batches, one process at a time, in the background when asked."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from queue import SimpleQueue
+from threading import Event
+
+from .errors import ConfigurationError
+from .forks import in_forked_child
+from .options import seconds
+from .rows import Backend
+
+__all__ = ["Cleaner", "SweepResult"]
+
+_log = logging.getLogger("pgstore")
+
+_BATCH_ROWS = 1000
+# So that many processes that were started at once do not sweep at once for ever.
+_JITTER = 0.1
+_RESULTS_KEPT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """What one sweep did: ``deleted`` rows, or the ``error`` that ended it (it goes on next time)."""
+
+    deleted: int = 0
+    error: Exception | None = None
+
+
+class Cleaner:
+    """The sweeps of one store.
+
+    ``horizon`` gives how far ahead of now, in seconds, the index is read (see `Backend.sweep`).
+    Threads are daemons; they are started by `start` and `run` only.
+    """
+
+    def __init__(self, backend: Backend, horizon: Callable[[], float]) -> None:
+        self._backend = backend
+        self._horizon = horizon
+        self._loops: list[_Loop] = []
+        self._hooked = False
+
+    def sweep(self, stop: Event | None = None) -> int:
+        """Delete what has expired, batch after batch, and return the count.
+
+        Ends early when ``stop`` is set, and at once when another process is at it. Raises
+        `BackendError`.
+        """
+        total = 0
+        while stop is None or not stop.is_set():
+            deleted = self._backend.sweep(_BATCH_ROWS, self._horizon())
+            total += deleted or 0
+            if deleted is None or deleted < _BATCH_ROWS:
+                break
+        return total
+
+    def start(self, interval: float | timedelta) -> tuple[Event, Event]:
+        """Start sweeping in the background; see `Store.cleanup`."""
+        quit, done = Event(), Event()
+        pause = _check_interval(interval)
+        if pause == 0:
+            done.set()
+        else:
+            self._launch(_Loop(self, quit, done, pause, _log_result))
+        return quit, done
+
+    def stop(self, quit: Event, done: Event) -> None:
+        """Set ``quit`` and wait for ``done``; see `Store.stop_cleanup`."""
+        quit.set()
+        done.wait()
+
+    def run(self, stop: Event, interval: float | timedelta) -> Iterator[SweepResult]:
+        """Sweep until ``stop`` is set, yielding a result per sweep; see `Store.run_cleanup`."""
+        pause = _check_interval(interval)
+        results = _Results()
+        if pause == 0:
+            results.put(None)
+        else:
+            self._launch(_Loop(self, stop, Event(), pause, results.put))
+        return results.take()
+
+    def close(self) -> None:
+        """Stop everything that was started, and wait for it."""
+        for loop in list(self._loops):
+            self.stop(loop.quit, loop.done)
+
+    def _launch(self, loop: _Loop) -> None:
+        if not self._hooked:
+            self._hooked = True
+            in_forked_child(self._restart_in_child)
+        self._loops = [other for other in self._loops if not other.done.is_set()] + [loop]
+        loop.start()
+
+    def _restart_in_child(self) -> None:
+        for loop in self._loops:
+            # A thread of the parent may have held their locks at the fork, and no thread came
+            # along.
+            for event in (loop.quit, loop.done):
+                is_set = event.is_set()
+                Event.__init__(event)
+                if is_set:
+                    event.set()
+            if loop.quit.is_set():
+                loop.done.set()
+            elif not loop.done.is_set():
+                loop.start()
+
+
+class _Loop:
+    """One background thread: reports each sweep until ``quit``, then reports None and sets
+    ``done``.
+    """
+
+    def __init__(
+        self,
+        cleaner: Cleaner,
+        quit: Event,
+        done: Event,
+        pause: float,
+        report: Callable[[SweepResult | None], None],
+    ) -> None:
+        self.quit, self.done = quit, done
+        self._cleaner = cleaner
+        self._pause = pause
+        self._report = report
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="pgstore-cleanup", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            while not self.quit.wait(self._pause * random.uniform(1 - _JITTER, 1 + _JITTER)):
+                try:
+                    result = SweepResult(deleted=self._cleaner.sweep(self.quit))
+                except Exception as error:
+                    result = SweepResult(error=error)
+                self._report(result)
+        finally:
+            self._report(None)
+            self.done.set()
+
+
+class _Results:
+    """Holds the latest results for a reader who may never come."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[SweepResult | None] = SimpleQueue()
+
+    def put(self, result: SweepResult | None) -> None:
+        _log_result(result)
+        if self._queue.qsize() >= _RESULTS_KEPT:
+            self._queue.get()
+        self._queue.put(result)
+
+    def take(self) -> Iterator[SweepResult]:
+        while (result := self._queue.get()) is not None:
+            yield result
+
+
+def _check_interval(interval: float | timedelta) -> float:
+    pause = seconds(interval, "interval")
+    if pause < 0 or pause > threading.TIMEOUT_MAX:
+        raise ConfigurationError(f"interval must be 0 (off) or more seconds, not {pause:g}")
+    return pause
+
+
+def _log_result(result: SweepResult | None) -> None:
+    if result is None:
+        return
+    if result.error is not None:
+        _log.warning("deleting expired sessions failed, and is tried again: %s", result.error)
+    elif result.deleted:
+        _log.info("deleted %d expired sessions", result.deleted)

@@ -1,0 +1,457 @@
+"""Every decision of a request, as pure functions: cookie → id, row → session, session → write.
+
+Nothing here does I/O, so that a store of another kind (an async one) can share it whole.
+
+    find       the Cookie header        → an id whose signature holds, or the reason why not
+    resume     an id and a loaded row   → a session, or the reason why not
+    decide     a session                → at most one write
+    rebase     a session and a newer row→ the same changes, on top of that row
+    settle     what was stored          → the session as its next save finds it
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from .codecs import Codec, Sealer, decode_with_index
+from .cookies import cookie_values
+from .errors import (
+    ConfigurationError,
+    CookieError,
+    PGStoreError,
+    RowError,
+    SessionGone,
+    SessionNotFound,
+    SessionTooLong,
+    UnknownTypeError,
+)
+from .ids import SessionId
+from .merge import MISSING, MergeFunction
+from .options import Expiry, Lifetimes, Options
+from .rows import Loaded, PGSession
+from .serializers import TypedSerializer
+from .session import Contents, Session, SessionStore, Snapshot
+
+__all__ = [
+    "Delete",
+    "Found",
+    "Insert",
+    "Rules",
+    "Touch",
+    "Update",
+    "Write",
+    "decide",
+    "find",
+    "rebase",
+    "resume",
+    "settle",
+]
+
+_LONGEST_AGENT = 512
+_K = TypeVar("_K", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a store was told about its sessions."""
+
+    table: str
+    codecs: Sequence[Codec]
+    sealers: Sequence[Sealer]
+    serializer: TypedSerializer
+    options: Options
+    lifetimes: Lifetimes
+    max_length: int
+    merge: Mapping[Hashable, MergeFunction]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a request's cookies said: an id, or why there is none. ``old_key``: re-sign it."""
+
+    id: SessionId | None = None
+    old_key: bool = False
+    error: CookieError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    row: PGSession
+    expiry: Expiry
+    contents: Contents
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Replace version ``version`` by ``row``; without an expiry the visit is not stamped."""
+
+    row: PGSession
+    version: int
+    expiry: Expiry | None
+    contents: Contents
+    login: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    row: PGSession
+    expiry: Expiry
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete the row of a session that was emptied, unless somebody else has changed it."""
+
+    row: PGSession
+
+
+Write = Insert | Update | Touch | Delete
+
+
+def find(rules: Rules, environ: Mapping[str, Any], name: str) -> Found:
+    """Return the id of the first cookie called ``name`` that verifies."""
+    error: CookieError | None = None
+    for value in cookie_values(environ, name):
+        try:
+            data, index = decode_with_index(name, value, rules.codecs)
+            return Found(SessionId.from_bytes(data), old_key=index > 0)
+        except CookieError as refused:
+            error = error or refused
+    return Found(error=error)
+
+
+def resume(
+    rules: Rules, store: SessionStore, name: str, found: Found, loaded: Loaded | None
+) -> Session:
+    """Return the session that a verified id leads to.
+
+    Raises `SessionNotFound` or `RowError` when there is none: the caller makes a new one.
+    """
+    id = found.id
+    assert id is not None
+    if loaded is None or loaded.row.name != name:
+        raise SessionNotFound(id.handle, "unknown")
+    row = loaded.row
+    if row.key != id.selector:
+        # Only a connection that answers for another statement could do this. Never hand it out.
+        raise RowError("the database answered with another row than the one asked for")
+    if id.generation != row.generation:
+        raise SessionNotFound(id.handle, "generation")
+    if not id.proves(row.secret_hash):
+        raise SessionNotFound(id.handle, "secret")
+    snapshot, error = _open(rules, loaded, id, resign=found.old_key)
+    session = Session(store, name, id, error=error)
+    session._base = snapshot
+    session._user_key = row.user_key
+    session.meta = dict(row.meta)
+    if snapshot.contents is not None:
+        try:
+            loads = rules.serializer.loads
+            session.values = {key: loads(item) for key, item in snapshot.contents.values.items()}
+            session._flashes = {key: loads(item) for key, item in snapshot.contents.flashes.items()}
+        except UnknownTypeError as unknown:
+            session.values, session._flashes, session.error = {}, {}, unknown
+            session._base = replace(snapshot, contents=None)
+    return session
+
+
+def decide(rules: Rules, session: Session, ip: str | None, agent: str | None) -> Write | None:
+    """Return the one write that brings the row to what the session holds now, or None.
+
+    Raises, before anything is written, `SerializationError`, `SessionTooLong`, `ConfigurationError`
+    for options or metadata that do not fit, and `UnknownTypeError` for a session whose stored
+    values could not be read and that was changed without `Session.clear`.
+    """
+    base = session._base
+    meta = _check_meta(session.meta)
+    contents = _encode(rules, session)
+    empty = not (contents or meta or session._user_key)
+    if base is None:
+        if empty:
+            return None
+        max_age = session._options.max_age if session._options else rules.options.max_age
+        row = PGSession(
+            key=session._id.selector,
+            name=session.name,
+            generation=session._id.generation,
+            min_generation=session._id.generation,
+            secret_hash=session._id.secret_hash,
+            data=b"",
+            version=_new_version(),
+            max_age=max_age,
+            user_key=session._user_key,
+            ip=_clean(ip),
+            user_agent=_clean(agent),
+            meta=meta,
+        )
+        return Insert(_seal(rules, row, contents), rules.lifetimes.expiry(max_age), contents)
+
+    row = base.row
+    max_age = session._options.max_age if session._options else row.max_age
+    renewed = session._id is not base.id
+    due = base.now - _known(row.seen_on) >= timedelta(seconds=rules.lifetimes.touch_after(max_age))
+    if base.contents is None:
+        assert session.error is not None
+        if contents or renewed or meta != row.meta:
+            raise session.error
+        return Touch(row, rules.lifetimes.expiry(max_age)) if due else None
+    changed = contents != base.contents or base.reseal
+    if changed and empty:
+        return Delete(row)
+    if not (changed or renewed or meta != row.meta or max_age != row.max_age):
+        return Touch(row, rules.lifetimes.expiry(max_age)) if due else None
+
+    visit = due or renewed or max_age != row.max_age
+    new = replace(row, version=_new_version(), meta=meta, max_age=max_age)
+    if renewed:
+        id = session._id
+        new = replace(
+            new,
+            generation=id.generation,
+            min_generation=id.generation,
+            secret_hash=id.secret_hash,
+            previous_hash=None,
+            successor=None,
+        )
+    if session._login:
+        new = replace(new, user_key=session._user_key, ip=_clean(ip), user_agent=_clean(agent))
+    if changed or new.user_key != row.user_key:
+        new = _seal(rules, new, contents)
+    expiry = rules.lifetimes.expiry(max_age) if visit else None
+    return Update(new, row.version, expiry, contents, session._login)
+
+
+def rebase(rules: Rules, session: Session, loaded: Loaded | None) -> None:
+    """Put the changes of this request on top of what another one has stored meanwhile.
+
+    Raises `SessionGone`, with the session as it was, when the row is gone, or was renewed by a
+    login or a `Session.regenerate`: what an anonymous request wrote must not turn up in the session
+    that logged in.
+    """
+    base = session._base
+    assert base is not None
+    if loaded is None or base.id.generation < loaded.row.min_generation:
+        raise SessionGone(session.handle)
+    row = loaded.row
+    theirs, _ = _open(rules, loaded, base.id, resign=base.resign)
+    stranger = session._login and row.user_key not in (None, session._user_key)
+    if theirs.contents is None or base.contents is None:
+        # Their data cannot be merged with. An explicit clear() stores over it; nothing else gets
+        # here.
+        theirs = replace(theirs, contents=Contents({}, {}), reseal=True)
+    elif theirs.contents != base.contents and not stranger:
+        ours = _encode(rules, session)
+        values = _merge(base.contents.values, theirs.contents.values, ours.values, rules)
+        flashes = _merge(base.contents.flashes, theirs.contents.flashes, ours.flashes)
+        loads = rules.serializer.loads
+        _adopt(session.values, ours.values, values, loads)
+        _adopt(session._flashes, ours.flashes, flashes, loads)
+    if session.meta != row.meta and not stranger:
+        merged = _merge(base.row.meta, row.meta, session.meta)
+        session.meta.clear()
+        session.meta.update(merged)
+    if session._options is not None and session._options.max_age == base.row.max_age:
+        session._options.max_age = row.max_age
+    if session._id is not base.id:
+        session._id = replace(session._id, generation=row.generation + 1)
+    if not session._login:
+        session._user_key = row.user_key
+    session._base = theirs
+
+
+def mergeable(rules: Rules, session: Session, write: Update) -> bool:
+    """Tell whether a write of unknown outcome may be applied again: no merge function would count
+    twice.
+    """
+    base = session._base
+    assert base is not None and base.contents is not None
+    before, after = base.contents.values, write.contents.values
+    return not any(before.get(key) != after.get(key) for key in rules.merge)
+
+
+def settle(session: Session, write: Write, row: PGSession | None) -> None:
+    """Make the session what it is after ``write`` was stored as ``row``: its next save starts from
+    there.
+    """
+    if isinstance(write, Delete):
+        session._base = session._options = None
+        session._id = session._id.unrelated()
+        return
+    assert row is not None
+    base = session._base
+    now = max(_known(row.seen_on), _known(row.modified_on))
+    if isinstance(write, Touch):
+        assert base is not None
+        session._base = replace(base, row=row, now=now)
+    else:
+        session._base = Snapshot(row, session._id, write.contents, now)
+        session._login = False
+
+
+def sends_cookie(write: Write) -> bool:
+    """Tell whether the browser's copy is out of date after ``write``: whenever the visit was
+    stamped.
+
+    So ``seen_on`` is when the cookie was last sent, and neither cookie nor row can outlive the
+    other by more than one touch interval.
+    """
+    match write:
+        case Insert() | Touch():
+            return True
+        case Update(expiry=expiry):
+            return expiry is not None
+    return False
+
+
+def resigned(session: Session) -> None:
+    """Note that the cookie was signed with the newest key."""
+    if session._base is not None:
+        session._base = replace(session._base, resign=False)
+
+
+def _open(
+    rules: Rules, loaded: Loaded, id: SessionId, *, resign: bool
+) -> tuple[Snapshot, PGStoreError | None]:
+    """Open a row's data. Raises `RowError` when it was not sealed for this row with one of our
+    keys.
+    """
+    row, now = loaded
+    context = _context(rules.table, row)
+    for index, sealer in enumerate(rules.sealers):
+        try:
+            data = sealer.open(row.data, context)
+            break
+        except RowError as refused:
+            error = refused
+    else:
+        raise error
+    try:
+        values, flashes = rules.serializer.loads(data)
+        contents = Contents(values, {(key, ident): item for key, ident, item in flashes})
+    except UnknownTypeError as unknown:
+        return Snapshot(row, id, None, now, index > 0, resign), unknown
+    return Snapshot(row, id, contents, now, index > 0, resign), None
+
+
+def _encode(rules: Rules, session: Session) -> Contents:
+    dumps = rules.serializer.dumps
+    try:
+        return Contents(
+            {key: dumps(item, "value") for key, item in session.values.items()},
+            {flash: dumps(item, "flash") for flash, item in session._flashes.items()},
+        )
+    except PGStoreError:
+        # Again, slowly, for the error's path.
+        dumps(session.values, "values")
+        dumps(list(session._flashes.values()), "flashes")
+        raise
+
+
+def _seal(rules: Rules, row: PGSession, contents: Contents) -> PGSession:
+    flashes = [[key, ident, item] for (key, ident), item in contents.flashes.items()]
+    data = rules.serializer.dumps([dict(contents.values), flashes])
+    if 0 < rules.max_length < len(data):
+        raise SessionTooLong(len(data), rules.max_length)
+    return replace(row, data=rules.sealers[0].seal(data, _context(rules.table, row)))
+
+
+def reseal(rules: Rules, row: PGSession) -> PGSession | None:
+    """Return the row sealed with the newest key under a new version; None when it is so already.
+
+    Raises `RowError` when no key opens it.
+    """
+    context = _context(rules.table, row)
+    for index, sealer in enumerate(rules.sealers):
+        try:
+            data = sealer.open(row.data, context)
+        except RowError as refused:
+            error = refused
+            continue
+        if index == 0:
+            return None
+        return replace(row, data=rules.sealers[0].seal(data, context), version=_new_version())
+    raise error
+
+
+def _context(table: str, row: PGSession) -> bytes:
+    """Name the row that data is sealed for. Lengths keep the parts apart."""
+    user = b"" if row.user_key is None else b"=" + row.user_key.encode("utf-8")
+    parts = (table.encode("ascii"), row.name.encode("ascii"), row.key, user)
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def _merge(
+    base: Mapping[_K, Any],
+    theirs: Mapping[_K, Any],
+    ours: Mapping[_K, Any],
+    rules: Rules | None = None,
+) -> dict[_K, Any]:
+    """Apply what changed from ``base`` to ``ours`` to ``theirs``, key by key."""
+    merged = dict(theirs)
+    for key in base.keys() | ours.keys():
+        before, now = base.get(key), ours.get(key)
+        if before == now:
+            continue
+        function = rules.merge.get(key) if rules else None
+        if rules and function and theirs.get(key) != before:
+            now = _call(rules.serializer, function, key, before, theirs.get(key), now)
+        if now is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = now
+    return merged
+
+
+def _call(
+    serializer: TypedSerializer, function: MergeFunction, key: Hashable, *encoded: bytes | None
+) -> bytes | None:
+    arguments = [MISSING if item is None else serializer.loads(item) for item in encoded]
+    result = function(*arguments)
+    return None if result is MISSING else serializer.dumps(result, f"merge[{key!r}]")
+
+
+def _adopt(
+    live: dict[Any, Any],
+    ours: Mapping[Any, bytes],
+    merged: Mapping[Any, bytes],
+    loads: Callable[[bytes], Any],
+) -> None:
+    """Bring the decoded values to ``merged``, leaving the objects alone that the handler may hold."""
+    for key in ours.keys() - merged.keys():
+        del live[key]
+    for key, item in merged.items():
+        if ours.get(key) != item:
+            live[key] = loads(item)
+
+
+def _check_meta(meta: Mapping[str, str]) -> dict[str, str]:
+    for text in itertools.chain.from_iterable(meta.items()):
+        # What is printable can be encoded and holds no NUL, which PostgreSQL's jsonb cannot keep.
+        if not isinstance(text, str) or not (
+            text.isprintable() or text.replace("\n", "").isprintable()
+        ):
+            raise ConfigurationError(
+                "session.meta holds printable texts, by keys that are such texts"
+            )
+    return dict(meta)
+
+
+def _clean(text: str | None) -> str | None:
+    """Make what a client or server says of itself fit to be stored and shown."""
+    if text is None:
+        return None
+    return "".join(c for c in text if c.isprintable())[:_LONGEST_AGENT]
+
+
+def _new_version() -> int:
+    return secrets.randbits(63)
+
+
+def _known(value: Any) -> Any:
+    assert value is not None
+    return value

@@ -1,0 +1,190 @@
+"""The row, and what a backend has to do with it. No I/O here.
+
+A backend knows selectors, hashes, bytes, user keys and times. It never sees a request, a cookie, a
+secret or a codec, and it never decides: which of its verbs is called, with which row, is
+`pgstore.plan`'s to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple, Protocol
+
+from .errors import ConfigurationError
+from .options import Expiry
+
+__all__ = ["Backend", "Expiry", "Loaded", "PGSession", "check_table", "expiry_times"]
+
+_EPOCH: Final = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PGSession:
+    """One session's row.
+
+    The times are aware, in UTC, from the database's clock; before the first insert they are None.
+    ``key`` is the public selector, ``data`` is sealed, ``version`` is the writer's random 63-bit
+    number. ``min_generation`` is the oldest generation that is still this session:
+    `Session.regenerate` raises it, renewal by age does not.
+    """
+
+    key: bytes
+    name: str
+    generation: int
+    min_generation: int
+    secret_hash: bytes = field(repr=False)
+    data: bytes = field(repr=False)
+    version: int
+    max_age: int
+    user_key: str | None = field(default=None, repr=False)
+    ip: str | None = field(default=None, repr=False)
+    user_agent: str | None = field(default=None, repr=False)
+    meta: Mapping[str, str] = field(default_factory=dict, repr=False)
+    # Renewal by age: the hash of the secret before, and what it takes to issue the new cookie
+    # again.
+    previous_hash: bytes | None = field(default=None, repr=False)
+    successor: bytes | None = field(default=None, repr=False)
+    created_on: datetime | None = None
+    modified_on: datetime | None = None
+    seen_on: datetime | None = None
+    expires_on: datetime | None = None
+    gc_after: datetime | None = field(default=None, repr=False)
+    authenticated_on: datetime | None = None
+    renewed_on: datetime | None = None
+
+
+class Loaded(NamedTuple):
+    """A live row, and the time on its database's clock at which it was read."""
+
+    row: PGSession
+    now: datetime
+
+
+class Backend(Protocol):
+    """Where rows live. `pgstore.testing.BackendContract` holds an implementation to this text.
+
+    **Live.** A row is live while its ``expires_on`` is later than the database's clock. Every verb
+    but `sweep` treats a row that is not live as absent, swept or not.
+
+    **Time.** The backend stamps rows with its database's clock and works out expiries from an
+    `Expiry`; the rows that it is given carry no times, or stale ones. Times are exact to the
+    microsecond.
+
+    **Atomic.** Each verb is one atomic step, seen by others wholly or not at all, and durable as
+    the database promises when it returns.
+
+    **Errors.** None, False and 0 mean that the row was not there, or not as asked. Failing storage
+    raises `BackendError`, with ``outcome_unknown=True`` when the write may have happened. It is
+    raised within the backend's own time limit.
+
+    Thread-safe; usable in a forked child.
+    """
+
+    @property
+    def table(self) -> str:
+        """The table's name without its schema. Data is sealed for it."""
+
+    def load(self, key: bytes) -> Loaded | None:
+        """Return the live row, in one round trip."""
+
+    def insert(self, row: PGSession, expiry: Expiry) -> PGSession | None:
+        """Add a row and return it as stored: ``created_on``, ``modified_on`` and ``seen_on`` are
+        now, and so is ``authenticated_on`` when the row has a ``user_key``. None when the key is
+        taken, by a live row or not: nothing is replaced.
+        """
+
+    def update(
+        self,
+        row: PGSession,
+        version: int,
+        expiry: Expiry | None,
+        *,
+        login: bool = False,
+        renew: bool = False,
+    ) -> PGSession | None:
+        """Store all of ``row`` but its times over the live row with its key, if that has
+        ``version``.
+
+        ``modified_on`` becomes now. With an ``expiry``, ``seen_on`` becomes now too and the expiry
+        moves; without one they stay. ``login`` makes ``authenticated_on`` now, ``renew`` makes
+        ``renewed_on`` now; ``created_on`` stays. Returns the row as stored, or None when no live
+        row has that key and version.
+        """
+
+    def touch(self, row: PGSession, expiry: Expiry) -> PGSession | None:
+        """Move ``seen_on`` to now, and the expiry, if the live row still has ``row``'s
+        ``generation`` and ``seen_on``. Nothing else changes. Returns the row with its new times, or
+        None.
+        """
+
+    def delete(
+        self, key: bytes, *, version: int | None = None, generation: int | None = None
+    ) -> PGSession | None:
+        """Delete the live row, if it has ``version`` when given, and if ``generation``, when given,
+        is not below its ``min_generation``. Returns the row that was deleted, its ``data`` empty,
+        or None.
+        """
+
+    def rewrite(self, row: PGSession, version: int) -> bool:
+        """Replace ``data`` and ``version`` of the live row that has ``version``; every time stays
+        as it is.
+
+        For maintenance: nobody visited. Tells whether it did.
+        """
+
+    def scan(self, after: bytes | None, limit: int) -> list[PGSession]:
+        """Return up to ``limit`` live rows in the order of their keys, from the first key above
+        ``after``.
+        """
+
+    def locked(self, key: bytes) -> AbstractContextManager[Backend]:
+        """Open a short transaction that holds the row's lock, and give a backend that works inside
+        it.
+
+        Other writers of that row wait, so that what is loaded is what will be replaced. Leaving the
+        block commits; an exception rolls back. Absent rows are no error: nothing is locked then.
+        """
+
+    def sweep(self, limit: int, horizon: float) -> int | None:
+        """Delete up to ``limit`` rows that are not live, in one transaction, passing over locked
+        rows.
+
+        Only rows whose ``gc_after`` is at most ``horizon`` seconds away need be found. Returns how
+        many were deleted, or None when another process is sweeping this table now.
+        """
+
+    def apply_schema(self) -> None:
+        """Create or migrate the table; safe for many processes at once. Raises `SchemaError`."""
+
+    def check_schema(self) -> None:
+        """Raise `SchemaError` when the table is missing, or too new for this code."""
+
+    def close(self) -> None:
+        """Free what this backend opened. What it was handed stays open. May be called again."""
+
+
+def check_table(name: str, *, what: str = "table", longest: int = 48) -> str:
+    """Return a name for a table or a schema that every database takes.
+
+    Raises `ConfigurationError` otherwise. The length leaves room for the names of its indexes.
+    """
+    fits = isinstance(name, str) and name.isascii() and name.isidentifier() and len(name) <= longest
+    if not fits:
+        raise ConfigurationError(
+            f"{name!r} cannot be the {what}: use ASCII letters, digits and underscores, not starting with a "
+            f"digit, at most {longest}"
+            + (" (the schema goes into db_schema)" if what == "table" else "")
+        )
+    return name
+
+
+def expiry_times(now: datetime, start: datetime, expiry: Expiry) -> tuple[datetime, datetime]:
+    """Return ``expires_on`` and ``gc_after``, for backends that reckon in Python."""
+    end = now + timedelta(seconds=expiry.idle)
+    if expiry.lifetime is not None:
+        end = min(end, start + timedelta(seconds=expiry.lifetime))
+    bucket = timedelta(seconds=expiry.bucket)
+    return end, _EPOCH + ((end - _EPOCH) // bucket + 1) * bucket

@@ -1,0 +1,309 @@
+"""Typed, safe serialization: values come back with the exact type that they went in with.
+
+MessagePack carries what it knows (None, bool, int of 64 bits, float, str, bytes, list, dict); the
+rest travels in extension types of ours. The numbers in `_Ext` are a wire format: rows hold them.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import IntEnum
+from typing import Any, Protocol
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgpack
+from markupsafe import Markup
+
+from .errors import ConfigurationError, RowError, SerializationError, UnknownTypeError
+
+__all__ = ["Serializer", "TypedSerializer"]
+
+# Deep enough for any session, shallow enough for the recursion in tuples, sets and registered
+# types.
+_MAX_DEPTH = 64
+
+
+class Serializer(Protocol):
+    """Turns a value into bytes and back. `SecureCookie` takes any; stores take a `TypedSerializer`."""
+
+    def dumps(self, value: Any, /) -> bytes:
+        """Return the value's bytes. Raises `SerializationError` for what it cannot carry."""
+
+    def loads(self, data: bytes, /) -> Any:
+        """Return the value of bytes that `dumps` made."""
+
+
+class _Ext(IntEnum):
+    INT = 1
+    TUPLE = 2
+    SET = 3
+    FROZENSET = 4
+    DATETIME = 5
+    DATE = 6
+    TIME = 7
+    TIMEDELTA = 8
+    UUID = 9
+    DECIMAL = 10
+    MARKUP = 11
+    REGISTERED = 12
+
+
+@dataclass(frozen=True, slots=True)
+class _Registered:
+    tag: str
+    dump: Callable[[Any], Any]
+    load: Callable[[Any], Any]
+
+
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+_EXTENDED = frozenset({dt.datetime, dt.date, dt.time, dt.timedelta, UUID, Decimal, Markup})
+
+
+class TypedSerializer:
+    """Carries None, bool, int, float, str, bytes, list, tuple, dict, set, frozenset, datetime,
+    date, time, timedelta, UUID, Decimal, Markup, and the types that you register.
+
+    Exact types only: a subclass is refused unless it is registered itself, because it would come
+    back as something else. Time zones are `datetime.timezone` or `zoneinfo.ZoneInfo`. Equal sets
+    have equal bytes in every process. Register types before the serializer is used; it may then be
+    shared by threads.
+    """
+
+    def __init__(self) -> None:
+        self._types: dict[type, _Registered] = {}
+        self._tags: dict[str, _Registered] = {}
+
+    def register(
+        self, type_: type, tag: str, *, dump: Callable[[Any], Any], load: Callable[[Any], Any]
+    ) -> None:
+        """Carry values of ``type_``, that exact class, under ``tag``.
+
+        ``dump`` turns a value into something that can be serialized, ``load`` turns that back. The
+        tag is stored with every value: do not change it while rows hold it. Raises
+        `ConfigurationError` when the type or the tag is taken.
+        """
+        if not isinstance(type_, type) or type_ in _PLAIN | _EXTENDED | _CONTAINERS:
+            raise ConfigurationError(f"{type_!r} is not a class of yours, or is carried already")
+        if type_ in self._types or tag in self._tags or not isinstance(tag, str) or not tag:
+            raise ConfigurationError(
+                f"{type_.__qualname__} or the tag {tag!r} is registered already"
+            )
+        self._types[type_] = self._tags[tag] = _Registered(tag, dump, load)
+
+    def dumps(self, value: Any, /, path: str = "value") -> bytes:
+        """Return the bytes of ``value``. ``path`` is what an error calls it.
+
+        Raises `SerializationError` that names path and type of what cannot be carried, a cycle, or
+        a nest of more than 64 levels.
+        """
+        try:
+            if not self._carries(value, 0):
+                self._explain(value, path, ())
+            packed: bytes = msgpack.packb(
+                value, default=self._pack, strict_types=True, unicode_errors="surrogatepass"
+            )
+        except (RecursionError, _Refused, msgpack.PackException, ValueError, OverflowError):
+            self._explain(value, path, ())
+            raise
+        return packed
+
+    def loads(self, data: bytes, /) -> Any:
+        """Return the value of bytes that `dumps` made.
+
+        Raises `UnknownTypeError` when it holds a registered type that is not registered here,
+        `RowError` when the bytes are not ours.
+        """
+        try:
+            return msgpack.unpackb(
+                data,
+                ext_hook=self._unpack,
+                strict_map_key=False,
+                unicode_errors="surrogatepass",
+            )
+        except UnknownTypeError:
+            raise
+        except Exception as error:
+            raise RowError(f"serialized data cannot be read ({type(error).__name__})") from error
+
+    def _carries(self, value: Any, depth: int) -> bool:
+        # msgpack would turn bytearray, memoryview and its own types into something else without a
+        # word, and recurse into a cycle: look first.
+        kind = type(value)
+        if kind in _PLAIN:
+            return True
+        if depth > _MAX_DEPTH:
+            return False
+        if kind is dict:
+            for key, item in value.items():
+                if type(key) not in _PLAIN and not self._carries(key, depth + 1):
+                    return False
+                if type(item) not in _PLAIN and not self._carries(item, depth + 1):
+                    return False
+            return True
+        if kind in _CONTAINERS:
+            for item in value:
+                if type(item) not in _PLAIN and not self._carries(item, depth + 1):
+                    return False
+            return True
+        return kind in _EXTENDED or kind in self._types
+
+    def _pack(self, value: Any) -> msgpack.ExtType:
+        kind = type(value)
+        if kind is int:
+            size = value.bit_length() // 8 + 1
+            return msgpack.ExtType(_Ext.INT, value.to_bytes(size, "big", signed=True))
+        if kind is tuple:
+            return msgpack.ExtType(_Ext.TUPLE, self._nested(list(value)))
+        if kind is set or kind is frozenset:
+            # Iteration follows the hash seed; the encoded elements have an order of their own.
+            items = sorted(map(self._nested, value))
+            code = _Ext.SET if kind is set else _Ext.FROZENSET
+            return msgpack.ExtType(
+                code, msgpack.Packer().pack_array_header(len(items)) + b"".join(items)
+            )
+        if kind is dt.datetime or kind is dt.time:
+            code = _Ext.DATETIME if kind is dt.datetime else _Ext.TIME
+            text = value.replace(tzinfo=None).isoformat()
+            return msgpack.ExtType(code, self._nested([text, value.fold, _zone_out(value.tzinfo)]))
+        if kind is dt.date:
+            return msgpack.ExtType(_Ext.DATE, value.isoformat().encode("ascii"))
+        if kind is dt.timedelta:
+            parts = [value.days, value.seconds, value.microseconds]
+            return msgpack.ExtType(_Ext.TIMEDELTA, self._nested(parts))
+        if kind is UUID:
+            return msgpack.ExtType(_Ext.UUID, value.bytes)
+        if kind is Decimal:
+            return msgpack.ExtType(_Ext.DECIMAL, str(value).encode("ascii"))
+        if kind is Markup:
+            return msgpack.ExtType(_Ext.MARKUP, str(value).encode("utf-8", "surrogatepass"))
+        registered = self._types.get(kind)
+        if registered is None:
+            raise _Refused
+        content = registered.dump(value)
+        if not self._carries(content, 0):
+            raise _Refused
+        return msgpack.ExtType(_Ext.REGISTERED, self._nested([registered.tag, content]))
+
+    def _nested(self, value: Any) -> bytes:
+        packed: bytes = msgpack.packb(
+            value, default=self._pack, strict_types=True, unicode_errors="surrogatepass"
+        )
+        return packed
+
+    def _unpack(self, code: int, data: bytes) -> Any:
+        match code:
+            case _Ext.INT:
+                return int.from_bytes(data, "big", signed=True)
+            case _Ext.TUPLE:
+                return tuple(self.loads(data))
+            case _Ext.SET:
+                return set(self.loads(data))
+            case _Ext.FROZENSET:
+                return frozenset(self.loads(data))
+            case _Ext.DATETIME:
+                text, fold, zone = self.loads(data)
+                return dt.datetime.fromisoformat(text).replace(fold=fold, tzinfo=_zone_in(zone))
+            case _Ext.DATE:
+                return dt.date.fromisoformat(data.decode("ascii"))
+            case _Ext.TIME:
+                text, fold, zone = self.loads(data)
+                return dt.time.fromisoformat(text).replace(fold=fold, tzinfo=_zone_in(zone))
+            case _Ext.TIMEDELTA:
+                days, secs, micros = self.loads(data)
+                return dt.timedelta(days=days, seconds=secs, microseconds=micros)
+            case _Ext.UUID:
+                return UUID(bytes=data)
+            case _Ext.DECIMAL:
+                return Decimal(data.decode("ascii"))
+            case _Ext.MARKUP:
+                return Markup(data.decode("utf-8", "surrogatepass"))
+            case _Ext.REGISTERED:
+                tag, content = self.loads(data)
+                registered = self._tags.get(tag)
+                if registered is None:
+                    raise UnknownTypeError(tag)
+                return registered.load(content)
+        raise RowError(f"serialized data holds extension type {code}, unknown to this release")
+
+    def _explain(self, value: Any, path: str, parents: tuple[int, ...]) -> None:
+        """Find what cannot be carried and raise `SerializationError` for it. The slow twin of
+        `_carries`.
+        """
+        kind = type(value)
+        if kind in _PLAIN:
+            return
+        if id(value) in parents:
+            raise SerializationError(path, kind, "the value contains itself")
+        if len(parents) > _MAX_DEPTH:
+            raise SerializationError(path, kind, f"nested more than {_MAX_DEPTH} levels deep")
+        parents = (*parents, id(value))
+        if kind is dict:
+            for key, item in value.items():
+                self._explain(key, f"{path}{{key {_show(key)}}}", parents)
+                self._explain(item, f"{path}[{_show(key)}]", parents)
+        elif kind is list or kind is tuple:
+            for index, item in enumerate(value):
+                self._explain(item, f"{path}[{index}]", parents)
+        elif kind in _CONTAINERS:
+            for item in value:
+                self._explain(item, f"{path}{{element}}", parents)
+        elif kind is dt.datetime or kind is dt.time:
+            try:
+                _zone_out(value.tzinfo)
+            except _Refused:
+                raise SerializationError(
+                    path, kind, "its tzinfo must be datetime.timezone or a named zoneinfo.ZoneInfo"
+                ) from None
+        elif kind in self._types:
+            content = self._types[kind].dump(value)
+            self._explain(content, f"{path}.{self._types[kind].tag}", parents)
+        elif kind not in _EXTENDED:
+            raise SerializationError(path, kind, _hint(kind))
+
+
+_CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
+
+
+class _Refused(Exception):
+    """Something in a value cannot be carried; `_explain` says what."""
+
+
+def _hint(kind: type) -> str:
+    for base in kind.__mro__[1:]:
+        if base in _PLAIN | _EXTENDED | _CONTAINERS:
+            return f"a subclass of {base.__name__} would come back as another type; register it"
+    return "this type is not carried; register it, or store something simpler"
+
+
+def _show(key: Hashable) -> str:
+    """Name a key in a path; long ones are cut, and what is no str or number is named by its type."""
+    if type(key) is str:
+        return f'"{key if len(key) <= 40 else key[:39] + "…"}"'
+    return repr(key) if type(key) in (int, bool, type(None)) else f"<{type(key).__name__}>"
+
+
+def _zone_out(zone: dt.tzinfo | None) -> Any:
+    if zone is None:
+        return None
+    if type(zone) is ZoneInfo and zone.key is not None:
+        return zone.key
+    if type(zone) is dt.timezone:
+        offset = zone.utcoffset(None)
+        name = zone.tzname(None)
+        parts = [offset.days, offset.seconds, offset.microseconds]
+        return parts if name == dt.timezone(offset).tzname(None) else [*parts, name]
+    raise _Refused
+
+
+def _zone_in(zone: Any) -> dt.tzinfo | None:
+    if zone is None:
+        return None
+    if isinstance(zone, str):
+        return ZoneInfo(zone)
+    days, secs, micros, *name = zone
+    offset = dt.timedelta(days=days, seconds=secs, microseconds=micros)
+    return dt.timezone(offset, *name) if name or offset else dt.UTC

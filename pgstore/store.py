@@ -1,0 +1,605 @@
+"""Stores: they run what `pgstore.plan` decides against a backend, and put the cookie on the
+response.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from threading import Event
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from . import plan
+from .cleanup import Cleaner, SweepResult
+from .codecs import (
+    Codec,
+    Sealer,
+    check_max_length,
+    codecs_from_pairs,
+    encode_multi,
+    sealers_from_pairs,
+)
+from .cookies import Headers, HttpsCheck, clear_cookie, set_cookie, vary_on_cookie
+from .errors import (
+    BackendError,
+    ConfigurationError,
+    ConflictError,
+    PGStoreError,
+    RowError,
+    SessionGone,
+    SessionNotFound,
+)
+from .ids import SessionId
+from .merge import MergeFunction
+from .options import Lifetimes, Options, check_cookie_name, seconds
+from .rows import Backend, PGSession
+from .serializers import TypedSerializer
+from .session import Registry, Session, Snapshot, environ_of
+
+if TYPE_CHECKING:
+    import psycopg
+    import psycopg_pool
+
+__all__ = ["MemoryStore", "PGStore", "SQLiteStore", "Store"]
+
+_log = logging.getLogger("pgstore")
+
+SchemaMode = Literal["apply", "check", "off"]
+
+
+class Store:
+    """Sessions in any `Backend`. `PGStore`, `SQLiteStore` and `MemoryStore` make one with theirs.
+
+    ``keys`` are ``hash_key, block_key, old_hash_key, old_block_key, …`` as in `codecs_from_pairs`:
+    the first pair writes, every pair reads; a session that was read with another pair is written
+    with the first at its next save.
+
+    - ``options``: the cookie's attributes, and ``max_age``.
+    - ``max_length``: the most bytes that a session's serialized data may take; 0 for no limit.
+    - ``idle_timeout``, ``lifetime``, ``touch_interval``: see `Lifetimes`; seconds or `timedelta`.
+    - ``merge``: `MergeFunction` by key, for keys that two requests may change at once; see
+      `pgstore.merge`.
+    - ``serializer``: a `TypedSerializer` with types of yours registered.
+    - ``codecs``, ``sealers``: your own, in place of those made from ``keys``. A codec is given the
+      id as bytes.
+    - ``schema``: ``"apply"`` creates or migrates the table, ``"check"`` raises unless it fits,
+      ``"off"`` does not look.
+    - ``save_deadline``: seconds for which a save tries again while other writers are faster.
+
+    The store owns ``backend`` and closes it. Thread-safe once it is set up, and usable in forked
+    children.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *keys: bytes | None,
+        options: Options | None = None,
+        max_length: int = 4096,
+        idle_timeout: float | timedelta | None = None,
+        lifetime: float | timedelta | None = None,
+        touch_interval: float | timedelta | None = None,
+        merge: Mapping[Hashable, MergeFunction] | None = None,
+        serializer: TypedSerializer | None = None,
+        codecs: Sequence[Codec] | None = None,
+        sealers: Sequence[Sealer] | None = None,
+        schema: SchemaMode = "apply",
+        save_deadline: float | timedelta = 10.0,
+    ) -> None:
+        options = options if options is not None else Options()
+        for key, function in (merge or {}).items():
+            if not callable(function):
+                raise ConfigurationError(
+                    f"merge[{key!r}] must be a function of (base, theirs, ours)"
+                )
+        if schema not in ("apply", "check", "off"):
+            raise ConfigurationError(f"schema must be 'apply', 'check' or 'off', not {schema!r}")
+        lifetimes = Lifetimes(
+            idle_timeout=idle_timeout,  # type: ignore[arg-type]  # Lifetimes turns timedeltas into seconds
+            lifetime=lifetime,  # type: ignore[arg-type]
+            touch_interval=touch_interval,  # type: ignore[arg-type]
+        )
+        lifetimes.check(options.max_age)
+        if codecs is None:
+            codecs = codecs_from_pairs(*keys, max_age=0, serializer=_Raw())
+        self._rules = plan.Rules(
+            table=backend.table,
+            codecs=tuple(codecs),
+            sealers=tuple(sealers_from_pairs(*keys) if sealers is None else sealers),
+            serializer=serializer if serializer is not None else TypedSerializer(),
+            options=options,
+            lifetimes=lifetimes,
+            max_length=check_max_length(max_length),
+            merge=dict(merge or {}),
+        )
+        if not (self._rules.codecs and self._rules.sealers):
+            raise ConfigurationError("at least one codec and one sealer are needed")
+        self._backend = backend
+        self._save_deadline = seconds(save_deadline, "save_deadline")
+        self._names: set[str] = set()
+        self._is_https = HttpsCheck()
+        self._cleaner = Cleaner(backend, self._sweep_horizon)
+        if schema == "apply":
+            backend.apply_schema()
+        elif schema == "check":
+            backend.check_schema()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._backend!r}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # -- settings
+
+    @property
+    def backend(self) -> Backend:
+        """Where the rows live."""
+        return self._backend
+
+    @property
+    def codecs(self) -> Sequence[Codec]:
+        """The codecs of the cookies, the newest first."""
+        return self._rules.codecs
+
+    @property
+    def options(self) -> Options:
+        """The cookie attributes that new sessions get."""
+        return self._rules.options
+
+    @property
+    def serializer(self) -> TypedSerializer:
+        """What turns values into bytes; register types on it before the first request."""
+        return self._rules.serializer
+
+    def max_age(self, seconds: int | timedelta) -> None:
+        """Set ``max_age`` for new sessions, in seconds (gorilla's ``MaxAge``).
+
+        Existing sessions keep theirs. Raises `ConfigurationError` when it does not fit the other
+        lifetimes.
+        """
+        options = replace(self._rules.options, max_age=seconds)  # type: ignore[arg-type]
+        self._rules.lifetimes.check(options.max_age)
+        self._rules = replace(self._rules, options=options)
+        self._names.clear()
+
+    def max_length(self, n: int) -> None:
+        """Set the most bytes that a session's serialized data may take; 0 for no limit
+        (``MaxLength``).
+        """
+        self._rules = replace(self._rules, max_length=check_max_length(n))
+
+    # -- a request
+
+    def get(self, request: Any, name: str) -> Session:
+        """Return this request's session called ``name``: the one it has already, else as `new`
+        does.
+
+        ``request`` is a werkzeug Request or a WSGI environ. Raises `ConfigurationError` for a name
+        that cannot name a cookie, or that another store uses in this request, and `BackendError`
+        when the storage fails.
+        """
+        return Registry.of(request).get(self, name)
+
+    def new(self, request: Any, name: str) -> Session:
+        """Load the session that the request's cookie ``name`` leads to, or make a new one.
+
+        A missing, bad, unknown or expired cookie is no error: the session is new, with a new id,
+        and ``session.error`` says why (None without a cookie). Raises as `get` does. One round trip
+        at the most.
+        """
+        if name not in self._names:
+            check_cookie_name(name, self._rules.options)
+            self._names.add(name)
+        found = plan.find(self._rules, environ_of(request), name)
+        error: PGStoreError | None = found.error
+        if found.id is not None:
+            loaded = self._backend.load(found.id.selector)
+            try:
+                return plan.resume(self._rules, self, name, found, loaded)
+            except SessionNotFound as missing:
+                error = missing
+            except RowError as refused:
+                _log.warning("session %s was refused: %s", found.id.handle, refused)
+                error = refused
+        return Session(self, name, SessionId.new(time.time()), error=error)
+
+    def save(self, request: Any, response: Any, session: Session) -> None:
+        """Store what this request changed in the session, and put its cookie on the response if
+        need be.
+
+        ``response`` is a werkzeug Response or Headers. At most one statement in the ordinary case:
+        insert, update, touch, delete, or none for a session that was only read lately. Changes of
+        other requests are kept, key by key. May be called again in the same request.
+
+        Raises `SessionGone` when the session ended meanwhile (the response may go out as it is),
+        and, with nothing written, `SerializationError`, `SessionTooLong` or `ConfigurationError`;
+        `ConflictError` when other writers were faster for all of ``save_deadline``; `BackendError`
+        when the storage fails, with ``outcome_unknown`` when the write may have been stored.
+        """
+        if session._store is not self:
+            raise ConfigurationError("the session belongs to another store")
+        environ, headers = environ_of(request), _headers_of(response)
+        ip, agent = environ.get("REMOTE_ADDR"), environ.get("HTTP_USER_AGENT")
+        options = self._options_of(session)
+        if options.max_age < 0:
+            session.delete()
+            options = self._rules.options
+        vary_on_cookie(headers)
+        if session._ended:
+            # For its errors: nothing ends before what comes after it is known to be storable.
+            plan.decide(self._rules, session, ip, agent)
+            while session._ended:
+                self._end(session, session._ended[0])
+                del session._ended[0]
+        send = _Save(self._rules, self._backend, session, ip, agent).run(self._save_deadline)
+        base = session._base
+        https = self._is_https(environ, options)
+        if base is not None and (send or base.resign):
+            value = encode_multi(session.name, session._id.to_bytes(), self._rules.codecs)
+            age = _cookie_age(base)
+            set_cookie(headers, session.name, value, options, age, https=https)
+            plan.resigned(session)
+        elif session._forget is not None:
+            clear_cookie(headers, session.name, session._forget, https=https)
+        session._forget = None
+
+    # -- cleanup
+
+    def delete_expired(self) -> int:
+        """Delete the rows that have expired, in batches, and return how many (gorilla's
+        ``DeleteExpired``).
+
+        Returns 0 at once while another process is doing so. Raises `BackendError`.
+        """
+        return self._cleaner.sweep()
+
+    def cleanup(self, interval: float | timedelta = 300.0) -> tuple[Event, Event]:
+        """Start a daemon thread that deletes expired rows about every ``interval`` seconds
+        (``Cleanup``).
+
+        0 means off: no thread. Raises `ConfigurationError` for a negative interval. Returns
+        ``(quit, done)`` for `stop_cleanup`. The thread starts anew in a forked child.
+        """
+        return self._cleaner.start(interval)
+
+    def stop_cleanup(self, quit: Event, done: Event) -> None:
+        """Stop the thread of a `cleanup` and wait for its end; again, and in a forked child, is no
+        error.
+        """
+        self._cleaner.stop(quit, done)
+
+    def run_cleanup(
+        self, stop: Event, interval: float | timedelta = 300.0
+    ) -> Iterator[SweepResult]:
+        """Sweep in the background until ``stop`` is set, and yield a result per sweep
+        (``RunCleanup``).
+
+        Sweeping goes on whether or not anybody takes the results; those nobody takes are dropped,
+        oldest first.
+        """
+        return self._cleaner.run(stop, interval)
+
+    def close(self) -> None:
+        """Stop the cleanups of this store and free what it opened. May be called again."""
+        self._cleaner.close()
+        self._backend.close()
+
+    # -- maintenance
+
+    def reseal(self, *, check: bool = False, batch: int = 500) -> Mapping[str, int]:
+        """Rewrite the rows that were sealed with an old key pair, so that it can be dropped.
+
+        With ``check`` nothing is written. Returns counts: ``current`` rows need nothing, ``old``
+        ones need (or needed) an old pair, ``refused`` ones open with no key at all and are left
+        alone. Browsers' cookies are signed anew at each session's next save: keep an old pair for
+        ``max_age`` after a rotation.
+        """
+        counts = {"current": 0, "old": 0, "refused": 0}
+        after: bytes | None = None
+        while rows := self._backend.scan(after, batch):
+            for row in rows:
+                counts[self._reseal_row(row, check=check)] += 1
+            after = rows[-1].key
+        return counts
+
+    def _reseal_row(self, row: PGSession, *, check: bool) -> str:
+        for _ in range(5):
+            try:
+                new = plan.reseal(self._rules, row)
+            except RowError:
+                return "refused"
+            if new is None:
+                return "current"
+            if check or self._backend.rewrite(new, row.version):
+                return "old"
+            # Saved by a request meanwhile: that has resealed it, or it is gone.
+            loaded = self._backend.load(row.key)
+            if loaded is None:
+                return "current"
+            row = loaded.row
+        return "old"
+
+    def _options_of(self, session: Session) -> Options:
+        if session._options is None:
+            return self._rules.options
+        options = session._options.freeze()
+        check_cookie_name(session.name, options)
+        return options
+
+    def _end(self, session: Session, ended: Snapshot) -> None:
+        key, generation = ended.row.key, ended.id.generation
+        try:
+            deleted = self._backend.delete(key, generation=generation)
+        except BackendError as error:
+            if not error.outcome_unknown:
+                raise
+            deleted = self._backend.delete(key, generation=generation)
+        if deleted is None and self._backend.load(key) is not None:
+            # A login has taken the session over: it, and the cookie it sent, are not this request's
+            # to end.
+            session._ended.clear()
+            session._forget = None
+            raise SessionGone(ended.id.handle)
+
+    def _sweep_horizon(self) -> float:
+        return self._rules.lifetimes.expiry(self._rules.options.max_age).bucket
+
+
+class MemoryStore(Store):
+    """Sessions in this process's memory, gone with it: for tests.
+
+    ``keys`` and ``settings`` are those of `Store`.
+    """
+
+    def __init__(self, *keys: bytes | None, table: str = "http_sessions", **settings: Any) -> None:
+        from .backends.memory import MemoryBackend
+
+        super().__init__(MemoryBackend(table), *keys, **settings)
+
+
+class SQLiteStore(Store):
+    """Sessions in an SQLite file, for one machine: many threads and processes may use it at once.
+
+    ``path`` is the file, made when it is missing. ``busy_timeout`` is how long a statement waits
+    for another writer, in seconds. ``keys`` and the other settings are those of `Store`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *keys: bytes | None,
+        table: str = "http_sessions",
+        busy_timeout: float = 5.0,
+        **settings: Any,
+    ) -> None:
+        from .backends.sqlite import SQLiteBackend
+
+        super().__init__(
+            SQLiteBackend(path, table=table, busy_timeout=busy_timeout), *keys, **settings
+        )
+
+
+class PGStore(Store):
+    """Sessions in PostgreSQL.
+
+    ``dsn`` is a libpq connection string or URL. The store makes its pool of up to ``pool_size``
+    connections on first use in a process, so that it may be made before a fork, and owns it.
+    ``statement_timeout`` bounds every statement and ``pool_timeout`` every wait for a connection,
+    in seconds, on the client's clock. ``pooler="transaction"`` is for PgBouncer in transaction
+    mode: nothing that outlives a transaction is used. ``keys`` and the other settings are those of
+    `Store`.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *keys: bytes | None,
+        table: str = "http_sessions",
+        db_schema: str | None = None,
+        pool_size: int = 10,
+        statement_timeout: float = 5.0,
+        pool_timeout: float = 5.0,
+        pooler: Literal["transaction"] | None = None,
+        **settings: Any,
+    ) -> None:
+        from .backends.postgres import PostgresBackend
+        from .backends.postgres_pool import OwnPool
+
+        pool = OwnPool(
+            dsn,
+            size=pool_size,
+            statement_timeout=statement_timeout,
+            pool_timeout=pool_timeout,
+            pooler=pooler,
+        )
+        backend = PostgresBackend(pool, table=table, db_schema=db_schema)
+        super().__init__(backend, *keys, **settings)
+
+    @classmethod
+    def from_pool(
+        cls,
+        pool: psycopg_pool.ConnectionPool[psycopg.Connection[Any]],
+        *keys: bytes | None,
+        table: str = "http_sessions",
+        db_schema: str | None = None,
+        statement_timeout: float = 5.0,
+        pool_timeout: float = 5.0,
+        pooler: Literal["transaction"] | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Make a store on a pool of yours: it is never closed, and nothing on it or its connections
+        is changed.
+
+        Open it yourself, before or after. A pool that was used before a fork raises
+        `ConfigurationError` in the child.
+        """
+        from .backends.postgres import PostgresBackend
+        from .backends.postgres_pool import BorrowedPool
+
+        borrowed = BorrowedPool(
+            pool, statement_timeout=statement_timeout, pool_timeout=pool_timeout, pooler=pooler
+        )
+        store = cls.__new__(cls)
+        backend = PostgresBackend(borrowed, table=table, db_schema=db_schema)
+        Store.__init__(store, backend, *keys, **settings)
+        return store
+
+
+# What was stored and its row; or what to try next (None: nothing) and None.
+_Outcome = tuple[plan.Write | None, PGSession | None]
+
+
+class _Save:
+    """One `Store.save`: write, and when another request was faster, or the answer was lost, find
+    out and go on.
+    """
+
+    _TRIES_BEFORE_LOCK = 4
+
+    def __init__(
+        self,
+        rules: plan.Rules,
+        backend: Backend,
+        session: Session,
+        ip: str | None,
+        agent: str | None,
+    ) -> None:
+        self._rules = rules
+        self._backend = backend
+        self._session = session
+        self._client = (ip, agent)
+        # The versions that this save has tried to write: a row that holds one of them is its own.
+        self._versions: set[int] = set()
+        self._sent: plan.Write | None = None
+
+    def run(self, seconds: float) -> bool:
+        """Write what there is to write. Tells whether the browser's cookie is to be sent again."""
+        deadline = time.monotonic() + seconds
+        write, tries = self._decide(), 0
+        while write is not None:
+            write, row = self._try(write, locked=tries >= self._TRIES_BEFORE_LOCK)
+            if write is not None and row is not None:
+                plan.settle(self._session, write, row)
+                return plan.sends_cookie(write)
+            if write is not None and time.monotonic() > deadline:
+                raise ConflictError(
+                    f"other writers of session {self._session.handle} were faster for {seconds:g} s; "
+                    "nothing was written"
+                )
+            tries += 1
+        return False
+
+    def _try(self, write: plan.Write, *, locked: bool) -> _Outcome:
+        try:
+            if locked:
+                return self._send_locked(write)
+            row = self._send(self._backend, write)
+        except BackendError as error:
+            if not error.outcome_unknown:
+                raise
+            return self._look(error)
+        return (write, row) if row is not None else self._overtaken(write)
+
+    def _decide(self) -> plan.Write | None:
+        return plan.decide(self._rules, self._session, *self._client)
+
+    def _send(self, backend: Backend, write: plan.Write) -> PGSession | None:
+        self._sent = write
+        match write:
+            case plan.Insert(row, expiry):
+                self._versions.add(row.version)
+                return backend.insert(row, expiry)
+            case plan.Update(row, version, expiry, _, login):
+                self._versions.add(row.version)
+                return backend.update(row, version, expiry, login=login)
+            case plan.Touch(row, expiry):
+                return backend.touch(row, expiry)
+            case plan.Delete(row):
+                return backend.delete(row.key, version=row.version)
+        raise AssertionError(write)
+
+    def _send_locked(self, write: plan.Write) -> _Outcome:
+        """Load and write under the row's lock, so that nobody can be faster."""
+        key = self._session._id.selector
+        with self._backend.locked(key) as backend:
+            loaded = backend.load(key)
+            if loaded is not None and loaded.row.version in self._versions:
+                return write, loaded.row
+            plan.rebase(self._rules, self._session, loaded)
+            again = self._decide()
+            return again, None if again is None else self._send(backend, again)
+
+    def _overtaken(self, write: plan.Write) -> _Outcome:
+        """The write found no such row: look, and decide again on what there is."""
+        loaded = self._backend.load(self._session._id.selector)
+        if loaded is not None and loaded.row.version in self._versions:
+            return write, loaded.row  # an earlier try of ours, of which no answer came
+        if isinstance(write, plan.Insert):
+            self._session._id = self._session._id.unrelated()  # the key is taken
+        else:
+            plan.rebase(self._rules, self._session, loaded)
+        return self._decide(), None
+
+    def _look(self, error: BackendError) -> _Outcome:
+        """The answer to a write was lost: find out from the row whether it was done."""
+        write = self._sent
+        assert write is not None
+        try:
+            loaded = self._backend.load(self._session._id.selector)
+        except BackendError as blind:
+            raise error from blind
+        if loaded is not None and loaded.row.version in self._versions:
+            return write, loaded.row
+        match write:
+            case plan.Insert(row) if row.user_key is None and loaded is None:
+                return write, None  # nobody knows this id, so nobody can have deleted it
+            case plan.Insert():
+                raise error  # stored and revoked, or never stored: it must not come back
+            case plan.Update(_, version) if loaded is not None and loaded.row.version == version:
+                return (
+                    write,
+                    None,
+                )  # the same version number: should it still arrive, it is seen as ours
+            case plan.Update() if loaded is not None and not plan.mergeable(
+                self._rules, self._session, write
+            ):
+                raise error  # it may be in what the other writer stored; a counter must not count twice
+            case plan.Delete(row) if loaded is None:
+                return write, row
+        plan.rebase(self._rules, self._session, loaded)
+        return self._decide(), None
+
+
+class _Raw:
+    """Leaves bytes as they are: an id is what the store's cookies carry."""
+
+    def dumps(self, value: bytes, /) -> bytes:
+        return value
+
+    def loads(self, data: bytes, /) -> bytes:
+        return data
+
+
+def _headers_of(response: Any) -> Headers:
+    headers = getattr(response, "headers", response)
+    if not all(hasattr(headers, name) for name in ("add", "getlist", "setlist")):
+        raise ConfigurationError(
+            f"the response must be a werkzeug Response or Headers, not {type(response).__name__}"
+        )
+    return headers  # type: ignore[no-any-return]
+
+
+def _cookie_age(base: Snapshot) -> int | None:
+    """Return the cookie's Max-Age in seconds: never more than its row has left."""
+    if base.row.max_age == 0:
+        return None
+    assert base.row.expires_on is not None
+    return min(base.row.max_age, int((base.row.expires_on - base.now).total_seconds()))

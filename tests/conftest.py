@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+import pgstore
+from pgstore.embedded import PostgresServer
+from support.postgres import PostgresServers, fresh_schema, postgres_versions
+
+# Each test says its own max_examples. Hypothesis loads a "ci" profile of its own where CI is set,
+# which would try the same examples in every run.
+hypothesis.settings.register_profile("dev", deadline=None)
+hypothesis.settings.register_profile(
+    "ci",
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_report_header() -> list[str]:
+    return [
+        f"pgstore: {os.path.dirname(pgstore.__file__)}",
+        f"PostgreSQL: {', '.join(map(str, postgres_versions()))}",
+    ]
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServers]:
+    """Return a function from a major version to its running server."""
+    with PostgresServers() as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def pg_server(postgres: PostgresServers) -> PostgresServer:
+    """Return the running server of the newest version."""
+    return postgres()
+
+
+@pytest.fixture
+def pg_dsn(pg_server: PostgresServer) -> str:
+    """Return the newest server's DSN; it names no schema."""
+    return pg_server.dsn
+
+
+@pytest.fixture
+def pg_schema(pg_dsn: str) -> Iterator[str]:
+    """Return the name of a new schema on the newest server."""
+    with fresh_schema(pg_dsn) as name:
+        yield name

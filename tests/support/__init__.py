@@ -1,0 +1,1 @@
+"""Helpers of the tests; on `sys.path` through `pythonpath` in setup.cfg."""
