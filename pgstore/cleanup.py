@@ -95,8 +95,8 @@ class Cleaner:
         if not self._hooked:
             self._hooked = True
             in_forked_child(self._restart_in_child)
+        loop.start()  # first: `close` would wait for ever for one that could not start
         self._loops = [other for other in self._loops if not other.done.is_set()] + [loop]
-        loop.start()
 
     def _restart_in_child(self) -> None:
         for loop in self._loops:
@@ -107,9 +107,7 @@ class Cleaner:
                 Event.__init__(event)
                 if is_set:
                     event.set()
-            if loop.quit.is_set():
-                loop.done.set()
-            elif not loop.done.is_set():
+            if not loop.done.is_set():
                 loop.start()
 
 

@@ -174,6 +174,11 @@ class SecureCookie:
             return self._serializer.loads(data)
         except PGStoreError as error:
             raise CookieMalformed(f"the signed value cannot be read: {error}") from error
+        except Exception as error:
+            # From another serializer: perhaps the value was signed before the two were swapped.
+            raise CookieMalformed(
+                f"the signed value cannot be read ({type(error).__name__})"
+            ) from error
 
     def _signer(self, name: str) -> Signer:
         signer = self._signers.get(name)
@@ -280,7 +285,15 @@ def pairs(*keys: bytes | None) -> list[KeyPair]:
             "at least one hash key is needed: make one with generate_random_key(32) or 'pgstore keygen'"
         )
     blocks = [*keys[1::2], None] if len(keys) % 2 else keys[1::2]
-    return [_check_pair(key, block) for key, block in zip(keys[::2], blocks, strict=True)]
+    found, problems = [], []
+    for number, (key, block) in enumerate(zip(keys[::2], blocks, strict=True), 1):
+        try:
+            found.append(_check_pair(key, block))
+        except ConfigurationError as problem:
+            problems.append(f"key pair {number}: {problem}")
+    if problems:
+        raise ConfigurationError("; ".join(problems))
+    return found
 
 
 def codecs_from_pairs(*keys: bytes | None, **settings: Any) -> list[SecureCookie]:
@@ -305,8 +318,8 @@ def encode_multi(name: str, value: Any, codecs: Sequence[Codec]) -> str:
 def decode_multi(name: str, value: str, codecs: Sequence[Codec]) -> Any:
     """Decode with the first codec that can (gorilla's ``DecodeMulti``).
 
-    When none can, raises a `CookieError` of the first one's class whose ``causes`` hold one error
-    per codec.
+    When none can, raises a `CookieError` whose ``causes`` hold one error per codec, of the class of
+    the most telling one: the first that is not `CookieSignatureInvalid`, if there is one.
     """
     return decode_with_index(name, value, codecs)[0]
 
@@ -319,8 +332,6 @@ def decode_with_index(name: str, value: str, codecs: Sequence[Codec]) -> tuple[A
             return codec.decode(name, value), index
         except CookieError as error:
             causes.append(error)
-            if isinstance(error, CookieTooLong):
-                break
     raise _most_telling(causes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ _log = logging.getLogger("pgstore")
 
 # The same name may come twice, from another path or domain. Each try costs a signature check.
 _MOST_TRIES = 4
+# RFC 9110 section 5.6: a comma within a quoted string, as in private="a, b", separates nothing.
+_LIST_ITEM = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^,])+')
 
 
 class Headers(Protocol):
@@ -94,7 +97,8 @@ def _keep_private(headers: Headers) -> None:
 
 
 def _split(lines: list[str]) -> list[str]:
-    return [item.strip() for line in lines for item in line.split(",") if item.strip()]
+    items = [item.strip() for line in lines for item in _LIST_ITEM.findall(line)]
+    return [item for item in items if item]
 
 
 class HttpsCheck:

@@ -78,6 +78,11 @@ class PostgresServer:
         self._copy: tempfile.TemporaryDirectory[str] | None = None
 
     @property
+    def port(self) -> int | None:
+        """The TCP port on 127.0.0.1; None before the first start, unless it was given."""
+        return self._port
+
+    @property
     def dsn(self) -> str:
         """Return the connection URL of the superuser on the database `postgres`."""
         if self._port is None:

@@ -20,8 +20,9 @@ DAY = 24 * 3600
 _LONGEST = 2**31 - 1
 # RFC 6265 section 4.1.1: a cookie name is a token of RFC 2616.
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-# RFC 6265 section 4.1.1: any CHAR except CTLs and ";".
-_ATTRIBUTE = re.compile(r"[\x20-\x3a\x3c-\x7e]+")
+# Host names, and the underscores and the leading dot that are met in practice. Each label is short
+# enough for IDNA, through which werkzeug sends the domain.
+_HOST = re.compile(r"\.?[\w-]{1,63}(?:\.[\w-]{1,63})*", re.ASCII)
 
 
 def seconds(value: float | timedelta, name: str) -> float:
@@ -96,7 +97,7 @@ class Options:
                 f"path must start with '/' and hold no ';' or control, not {self.path!r}"
             )
         if self.domain is not None and not (
-            isinstance(self.domain, str) and _ATTRIBUTE.fullmatch(self.domain)
+            isinstance(self.domain, str) and _HOST.fullmatch(self.domain)
         ):
             problems.append(f"domain must be a host name or None, not {self.domain!r}")
         if isinstance(self.max_age, timedelta):
@@ -186,7 +187,11 @@ class Lifetimes:
             value = getattr(self, name)
             if value is None:
                 continue
-            value = seconds(value, name)
+            try:
+                value = seconds(value, name)
+            except ConfigurationError as problem:
+                problems.append(str(problem))
+                continue
             object.__setattr__(self, name, value)
             if value < 0 or (value == 0 and name != "touch_interval") or value > _LONGEST:
                 problems.append(f"{name} must be positive, at most {_LONGEST} s, or None: {value}")

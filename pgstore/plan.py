@@ -289,7 +289,8 @@ def settle(session: Session, write: Write, row: PGSession | None) -> None:
         assert base is not None
         session._base = replace(base, row=row, now=now)
     else:
-        session._base = Snapshot(row, session._id, write.contents, now)
+        resign = base is not None and base.resign
+        session._base = Snapshot(row, session._id, write.contents, now, resign=resign)
         session._login = False
 
 

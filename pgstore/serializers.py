@@ -25,6 +25,8 @@ __all__ = ["Serializer", "TypedSerializer"]
 # Deep enough for any session, shallow enough for the recursion in tuples, sets and registered
 # types.
 _MAX_DEPTH = 64
+# msgpack's own 256 KB would be allocated anew for every tuple.
+_BUFFER_BYTES = 1024
 
 
 class Serializer(Protocol):
@@ -84,11 +86,17 @@ class TypedSerializer:
 
         ``dump`` turns a value into something that can be serialized, ``load`` turns that back. The
         tag is stored with every value: do not change it while rows hold it. Raises
-        `ConfigurationError` when the type or the tag is taken.
+        `ConfigurationError` when the type or the tag is taken, or cannot be used.
         """
         if not isinstance(type_, type) or type_ in _PLAIN | _EXTENDED | _CONTAINERS:
             raise ConfigurationError(f"{type_!r} is not a class of yours, or is carried already")
-        if type_ in self._types or tag in self._tags or not isinstance(tag, str) or not tag:
+        if type_ in _NATIVE:
+            raise ConfigurationError(
+                f"{type_.__qualname__} cannot be registered: msgpack packs it in a way of its own"
+            )
+        if not isinstance(tag, str) or not tag:
+            raise ConfigurationError(f"a tag is a text of one letter or more, not {tag!r}")
+        if type_ in self._types or tag in self._tags:
             raise ConfigurationError(
                 f"{type_.__qualname__} or the tag {tag!r} is registered already"
             )
@@ -103,13 +111,10 @@ class TypedSerializer:
         try:
             if not self._carries(value, 0):
                 self._explain(value, path, ())
-            packed: bytes = msgpack.packb(
-                value, default=self._pack, strict_types=True, unicode_errors="surrogatepass"
-            )
+            return self._packed(value, 0)
         except (RecursionError, _Refused, msgpack.PackException, ValueError, OverflowError):
             self._explain(value, path, ())
             raise
-        return packed
 
     def loads(self, data: bytes, /) -> Any:
         """Return the value of bytes that `dumps` made.
@@ -133,9 +138,9 @@ class TypedSerializer:
         # msgpack would turn bytearray, memoryview and its own types into something else without a
         # word, and recurse into a cycle: look first.
         kind = type(value)
-        if kind in _PLAIN:
+        if kind in _PLAIN or kind in _EXTENDED:
             return True
-        if depth > _MAX_DEPTH:
+        if depth >= _MAX_DEPTH:
             return False
         if kind is dict:
             for key, item in value.items():
@@ -149,18 +154,18 @@ class TypedSerializer:
                 if type(item) not in _PLAIN and not self._carries(item, depth + 1):
                     return False
             return True
-        return kind in _EXTENDED or kind in self._types
+        return kind in self._types
 
-    def _pack(self, value: Any) -> msgpack.ExtType:
+    def _pack(self, value: Any, depth: int) -> msgpack.ExtType:
         kind = type(value)
         if kind is int:
             size = value.bit_length() // 8 + 1
             return msgpack.ExtType(_Ext.INT, value.to_bytes(size, "big", signed=True))
         if kind is tuple:
-            return msgpack.ExtType(_Ext.TUPLE, self._nested(list(value)))
+            return msgpack.ExtType(_Ext.TUPLE, self._packed(list(value), depth + 1))
         if kind is set or kind is frozenset:
             # Iteration follows the hash seed; the encoded elements have an order of their own.
-            items = sorted(map(self._nested, value))
+            items = sorted(self._packed(item, depth + 1) for item in value)
             code = _Ext.SET if kind is set else _Ext.FROZENSET
             return msgpack.ExtType(
                 code, msgpack.Packer().pack_array_header(len(items)) + b"".join(items)
@@ -168,12 +173,13 @@ class TypedSerializer:
         if kind is dt.datetime or kind is dt.time:
             code = _Ext.DATETIME if kind is dt.datetime else _Ext.TIME
             text = value.replace(tzinfo=None).isoformat()
-            return msgpack.ExtType(code, self._nested([text, value.fold, _zone_out(value.tzinfo)]))
+            parts = [text, value.fold, _zone_out(value.tzinfo)]
+            return msgpack.ExtType(code, self._packed(parts, depth))
         if kind is dt.date:
             return msgpack.ExtType(_Ext.DATE, value.isoformat().encode("ascii"))
         if kind is dt.timedelta:
             parts = [value.days, value.seconds, value.microseconds]
-            return msgpack.ExtType(_Ext.TIMEDELTA, self._nested(parts))
+            return msgpack.ExtType(_Ext.TIMEDELTA, self._packed(parts, depth))
         if kind is UUID:
             return msgpack.ExtType(_Ext.UUID, value.bytes)
         if kind is Decimal:
@@ -184,36 +190,58 @@ class TypedSerializer:
         if registered is None:
             raise _Refused
         content = registered.dump(value)
-        if not self._carries(content, 0):
+        if not self._carries(content, depth + 1):
             raise _Refused
-        return msgpack.ExtType(_Ext.REGISTERED, self._nested([registered.tag, content]))
+        return msgpack.ExtType(_Ext.REGISTERED, self._packed([registered.tag, content], depth + 1))
 
-    def _nested(self, value: Any) -> bytes:
+    def _packed(self, value: Any, depth: int) -> bytes:
+        # ``depth`` counts extension types within another: each is a recursion here and in loads.
         packed: bytes = msgpack.packb(
-            value, default=self._pack, strict_types=True, unicode_errors="surrogatepass"
+            value,
+            default=lambda item: self._pack(item, depth),
+            strict_types=True,
+            unicode_errors="surrogatepass",
+            buf_size=_BUFFER_BYTES,
         )
         return packed
+
+    def _unpacked(self, data: bytes) -> Any:
+        # Not `unpackb`, which keeps 40 KB on the C stack: a nest of tuples would overflow a
+        # thread's.
+        size = max(len(data), 1)
+        unpacker = msgpack.Unpacker(
+            ext_hook=self._unpack,
+            strict_map_key=False,
+            unicode_errors="surrogatepass",
+            read_size=size,
+            max_buffer_size=size,
+        )
+        unpacker.feed(data)
+        value = unpacker.unpack()
+        if unpacker.tell() != len(data):
+            raise ValueError("data goes on after the value")
+        return value
 
     def _unpack(self, code: int, data: bytes) -> Any:
         match code:
             case _Ext.INT:
                 return int.from_bytes(data, "big", signed=True)
             case _Ext.TUPLE:
-                return tuple(self.loads(data))
+                return tuple(self._unpacked(data))
             case _Ext.SET:
-                return set(self.loads(data))
+                return set(self._unpacked(data))
             case _Ext.FROZENSET:
-                return frozenset(self.loads(data))
+                return frozenset(self._unpacked(data))
             case _Ext.DATETIME:
-                text, fold, zone = self.loads(data)
+                text, fold, zone = self._unpacked(data)
                 return dt.datetime.fromisoformat(text).replace(fold=fold, tzinfo=_zone_in(zone))
             case _Ext.DATE:
                 return dt.date.fromisoformat(data.decode("ascii"))
             case _Ext.TIME:
-                text, fold, zone = self.loads(data)
+                text, fold, zone = self._unpacked(data)
                 return dt.time.fromisoformat(text).replace(fold=fold, tzinfo=_zone_in(zone))
             case _Ext.TIMEDELTA:
-                days, secs, micros = self.loads(data)
+                days, secs, micros = self._unpacked(data)
                 return dt.timedelta(days=days, seconds=secs, microseconds=micros)
             case _Ext.UUID:
                 return UUID(bytes=data)
@@ -222,7 +250,7 @@ class TypedSerializer:
             case _Ext.MARKUP:
                 return Markup(data.decode("utf-8", "surrogatepass"))
             case _Ext.REGISTERED:
-                tag, content = self.loads(data)
+                tag, content = self._unpacked(data)
                 registered = self._tags.get(tag)
                 if registered is None:
                     raise UnknownTypeError(tag)
@@ -238,7 +266,7 @@ class TypedSerializer:
             return
         if id(value) in parents:
             raise SerializationError(path, kind, "the value contains itself")
-        if len(parents) > _MAX_DEPTH:
+        if len(parents) >= _MAX_DEPTH and kind not in _EXTENDED:
             raise SerializationError(path, kind, f"nested more than {_MAX_DEPTH} levels deep")
         parents = (*parents, id(value))
         if kind is dict:
@@ -266,6 +294,8 @@ class TypedSerializer:
 
 
 _CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
+# What msgpack packs in a way of its own, without asking.
+_NATIVE = frozenset({bytearray, memoryview, msgpack.ExtType, msgpack.Timestamp})
 
 
 class _Refused(Exception):
@@ -273,6 +303,8 @@ class _Refused(Exception):
 
 
 def _hint(kind: type) -> str:
+    if kind in _NATIVE:
+        return "this type is not carried; store something simpler"
     for base in kind.__mro__[1:]:
         if base in _PLAIN | _EXTENDED | _CONTAINERS:
             return f"a subclass of {base.__name__} would come back as another type; register it"
@@ -283,7 +315,8 @@ def _show(key: Hashable) -> str:
     """Name a key in a path; long ones are cut, and what is no str or number is named by its type."""
     if type(key) is str:
         return f'"{key if len(key) <= 40 else key[:39] + "…"}"'
-    return repr(key) if type(key) in (int, bool, type(None)) else f"<{type(key).__name__}>"
+    short = type(key) in (bool, type(None)) or (type(key) is int and key.bit_length() <= 64)
+    return repr(key) if short else f"<{type(key).__name__}>"
 
 
 def _zone_out(zone: dt.tzinfo | None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -29,8 +29,8 @@ class Contents:
     different keys.
     """
 
-    values: Mapping[Hashable, bytes]
-    flashes: Mapping[FlashId, bytes]
+    values: Mapping[Hashable, bytes] = field(repr=False)
+    flashes: Mapping[FlashId, bytes] = field(repr=False)
 
     def __bool__(self) -> bool:
         return bool(self.values or self.flashes)

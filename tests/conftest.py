@@ -9,6 +9,7 @@ import pytest
 import pgstore
 from pgstore.embedded import PostgresServer
 from support.postgres import PostgresServers, fresh_schema, postgres_versions
+from support.stores import Browser, Lab, MemoryLab, PostgresLab, SQLiteLab
 
 # Each test says its own max_examples. Hypothesis loads a "ci" profile of its own where CI is set,
 # which would try the same examples in every run.
@@ -54,3 +55,29 @@ def pg_schema(pg_dsn: str) -> Iterator[str]:
     """Return the name of a new schema on the newest server."""
     with fresh_schema(pg_dsn) as name:
         yield name
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Return a fresh storage of each kind, to make stores on."""
+    lab: Lab
+    if request.param == "memory":
+        lab = MemoryLab()
+    elif request.param == "sqlite":
+        lab = SQLiteLab(request.getfixturevalue("tmp_path") / "sessions.db")
+    else:
+        lab = request.getfixturevalue("pg_lab")
+    with lab:
+        yield lab
+
+
+@pytest.fixture
+def pg_lab(pg_dsn: str, pg_schema: str) -> Iterator[PostgresLab]:
+    """Return a fresh schema on the newest PostgreSQL, to make stores on."""
+    with PostgresLab(pg_dsn, pg_schema) as lab:
+        yield lab
+
+
+@pytest.fixture
+def browser() -> Browser:
+    return Browser()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from ..forks import in_forked_child
 from ..rows import Expiry, Loaded, PGSession, check_table, expiry_times
 
 __all__ = ["MemoryBackend"]
@@ -29,7 +29,9 @@ class MemoryBackend:
         self.table = check_table(table)
         self._clock = clock
         self._rows: dict[bytes, PGSession] = {}
-        self._locks: dict[int, _Locks] = {}
+        self._make_locks()
+        # A fork copies a lock as it is, but not the thread that holds it and would release it.
+        in_forked_child(self._make_locks)
 
     def load(self, key: bytes) -> Loaded | None:
         with self._lock:
@@ -74,19 +76,13 @@ class MemoryBackend:
                 row,
                 created_on=old.created_on,
                 modified_on=now,
+                seen_on=old.seen_on,
+                expires_on=old.expires_on,
+                gc_after=old.gc_after,
                 authenticated_on=now if login else old.authenticated_on,
                 renewed_on=now if renew else old.renewed_on,
             )
-            if expiry is None:
-                new = replace(
-                    new,
-                    seen_on=old.seen_on,
-                    expires_on=old.expires_on,
-                    gc_after=old.gc_after,
-                )
-            else:
-                new = _seen(new, now, expiry)
-            return self._store(new)
+            return self._store(new if expiry is None else _seen(new, now, expiry))
 
     def touch(self, row: PGSession, expiry: Expiry) -> PGSession | None:
         with self._lock:
@@ -139,8 +135,7 @@ class MemoryBackend:
                 raise
 
     def sweep(self, limit: int, horizon: float) -> int | None:
-        sweeping = self._my_locks.sweeping
-        if not sweeping.acquire(blocking=False):
+        if not self._sweeping.acquire(blocking=False):
             return None
         try:
             with self._lock:
@@ -150,7 +145,7 @@ class MemoryBackend:
                     del self._rows[key]
                 return len(dead)
         finally:
-            sweeping.release()
+            self._sweeping.release()
 
     def apply_schema(self) -> None:
         """Do nothing: there is no table."""
@@ -161,15 +156,9 @@ class MemoryBackend:
     def close(self) -> None:
         """Do nothing: the rows live as long as this object."""
 
-    @property
-    def _lock(self) -> threading.RLock:
-        return self._my_locks.rows
-
-    @property
-    def _my_locks(self) -> _Locks:
-        # A fork copies a lock as it is, but not the thread that holds it and would release it.
-        pid = os.getpid()
-        return self._locks.get(pid) or self._locks.setdefault(pid, _Locks())
+    def _make_locks(self) -> None:
+        self._lock = threading.RLock()
+        self._sweeping = threading.Lock()
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
@@ -181,14 +170,6 @@ class MemoryBackend:
     def _store(self, row: PGSession) -> PGSession:
         self._rows[row.key] = _copy(row)
         return row
-
-
-class _Locks:
-    """The locks of one process: over the rows, and over sweeping."""
-
-    def __init__(self) -> None:
-        self.rows = threading.RLock()
-        self.sweeping = threading.Lock()
 
 
 def _seen(row: PGSession, now: datetime, expiry: Expiry) -> PGSession:

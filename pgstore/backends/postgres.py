@@ -27,6 +27,9 @@ from .postgres_wire import Lost, Refused, Statement, Wire
 
 __all__ = ["PostgresBackend"]
 
+# How often a statement is run at most, when the tries before can have done nothing.
+_TRIES = 5
+
 _SERIALIZATION_FAILURE = "40001"
 _FEATURE_NOT_SUPPORTED = "0A000"
 _UNDEFINED_TABLE = "42P01"
@@ -38,82 +41,89 @@ _MICROSECOND = timedelta(microseconds=1)
 
 _NOW = "statement_timestamp()"
 _LIVE = f"expires_on > {_NOW}"
-_CONTENT = (
-    "key, name, generation, min_generation, secret_hash, data, version, max_age, user_key, ip, user_agent, meta, "
-    "previous_hash, successor"
-)
+_CONTENT = """key, name, generation, min_generation, secret_hash, data, version, max_age,
+    user_key, ip, user_agent, meta, previous_hash, successor"""
 _TIMES = "created_on, modified_on, seen_on, expires_on, gc_after, authenticated_on, renewed_on"
-_WITHOUT_DATA = _CONTENT.replace(" data,", " ''::bytea,")
-_VALUES = (
-    "$1::bytea, $2::text, $3::int4, $4::int4, $5::bytea, $6::bytea, $7::int8, $8::int4, $9::text, $10::text, "
-    "$11::text, $12::jsonb, $13::bytea, $14::bytea"
-)
-
-
-def _expiry_sql(idle: str, lifetime: str, bucket: str, start: str) -> tuple[str, str]:
-    """Return the SQL of ``expires_on`` and ``gc_after``; LEAST passes over a lifetime that is NULL."""
-    end = f"LEAST({_NOW} + {idle}::interval, {start} + {lifetime}::interval)"
-    after = f"date_bin({bucket}::interval, {end}, '2000-01-01 00:00:00+00') + {bucket}::interval"
-    return end, after
+_VALUES = """$1::bytea, $2::text, $3::int4, $4::int4, $5::bytea, $6::bytea, $7::int8, $8::int4,
+    $9::text, $10::text, $11::text, $12::jsonb, $13::bytea, $14::bytea"""
 
 
 class _Sql:
-    """The statements for one table, composed once."""
+    """The statements for one table, composed once.
+
+    The table's name is two plain identifiers in quotes; everything else that goes into the text
+    are the constants above.
+    """
 
     def __init__(self, table: str) -> None:
-        self.load = Statement(
-            f"SELECT {_CONTENT}, {_TIMES}, {_NOW} FROM {table} WHERE key = $1::bytea AND {_LIVE}"
-        )
-        end, after = _expiry_sql("$15", "$16", "$17", _NOW)
-        self.insert = Statement(
-            f"INSERT INTO {table} ({_CONTENT}, {_TIMES}) VALUES ({_VALUES}, {_NOW}, {_NOW}, {_NOW}, {end}, {after}, "
-            f"CASE WHEN $9::text IS NOT NULL THEN {_NOW} END, NULL) "
-            f"ON CONFLICT (key) DO NOTHING RETURNING {_TIMES}"
-        )
-        columns = _CONTENT.removeprefix("key, ").split(", ")
-        values = _VALUES.removeprefix("$1::bytea, ").split(", ")
-        content = ", ".join(f"{c} = {v}" for c, v in zip(columns, values, strict=True))
-        content += (
-            f", modified_on = {_NOW}, "
-            f"authenticated_on = CASE WHEN $16::bool THEN {_NOW} ELSE authenticated_on END, "
-            f"renewed_on = CASE WHEN $17::bool THEN {_NOW} ELSE renewed_on END"
-        )
-        where = f"WHERE key = $1::bytea AND version = $15::int8 AND {_LIVE} RETURNING {_TIMES}"
-        self.update = Statement(f"UPDATE {table} SET {content} {where}")
+        self.load = Statement(f"""
+            SELECT {_CONTENT}, {_TIMES}, {_NOW}
+            FROM {table} WHERE key = $1::bytea AND {_LIVE}""")
+
+        end, after = _expiry_sql(_NOW, "$15", "$16", "$17")
+        self.insert = Statement(f"""
+            INSERT INTO {table} ({_CONTENT}, {_TIMES})
+            VALUES ({_VALUES}, {_NOW}, {_NOW}, {_NOW}, {end}, {after},
+                    CASE WHEN $9::text IS NOT NULL THEN {_NOW} END, NULL)
+            ON CONFLICT (key) DO NOTHING
+            RETURNING {_TIMES}""")
+
+        names = _CONTENT.replace("key, ", "", 1)
+        values = _VALUES.replace("$1::bytea, ", "", 1)
+        update = f"""
+            UPDATE {table} SET ({names}) = ROW({values}),
+                modified_on = {_NOW},
+                authenticated_on = CASE WHEN $16::bool THEN {_NOW} ELSE authenticated_on END,
+                renewed_on = CASE WHEN $17::bool THEN {_NOW} ELSE renewed_on END"""
+        where = f"""
+            WHERE key = $1::bytea AND version = $15::int8 AND {_LIVE}
+            RETURNING {_TIMES}"""
+        self.update = Statement(update + where)
         start = f"CASE WHEN $16::bool THEN {_NOW} ELSE COALESCE(authenticated_on, created_on) END"
-        end, after = _expiry_sql("$18", "$19", "$20", start)
-        visit = f"seen_on = {_NOW}, expires_on = {end}, gc_after = {after}"
-        self.update_and_visit = Statement(f"UPDATE {table} SET {content}, {visit} {where}")
-        end, after = _expiry_sql("$4", "$5", "$6", "COALESCE(authenticated_on, created_on)")
-        self.touch = Statement(
-            f"UPDATE {table} SET seen_on = {_NOW}, expires_on = {end}, gc_after = {after} "
-            f"WHERE key = $1::bytea AND generation = $2::int4 AND seen_on = $3::timestamptz AND {_LIVE} "
-            f"RETURNING {_TIMES}"
-        )
-        self.delete = Statement(
-            f"DELETE FROM {table} WHERE key = $1::bytea AND ($2::int8 IS NULL OR version = $2) "
-            f"AND ($3::int4 IS NULL OR min_generation <= $3) AND {_LIVE} RETURNING {_WITHOUT_DATA}, {_TIMES}"
-        )
-        self.rewrite = Statement(
-            f"UPDATE {table} SET data = $2::bytea, version = $3::int8 "
-            f"WHERE key = $1::bytea AND version = $4::int8 AND {_LIVE}"
-        )
-        self.scan = Statement(
-            f"SELECT {_CONTENT}, {_TIMES} FROM {table} WHERE key > $1::bytea AND {_LIVE} ORDER BY key LIMIT $2::int8"
-        )
+        end, after = _expiry_sql(start, "$18", "$19", "$20")
+        visit = f", seen_on = {_NOW}, expires_on = {end}, gc_after = {after}"
+        self.update_and_visit = Statement(update + visit + where)
+
+        end, after = _expiry_sql("COALESCE(authenticated_on, created_on)", "$4", "$5", "$6")
+        self.touch = Statement(f"""
+            UPDATE {table} SET seen_on = {_NOW}, expires_on = {end}, gc_after = {after}
+            WHERE key = $1::bytea AND generation = $2::int4 AND seen_on = $3::timestamptz
+                AND {_LIVE}
+            RETURNING {_TIMES}""")
+
+        self.delete = Statement(f"""
+            DELETE FROM {table}
+            WHERE key = $1::bytea AND {_LIVE}
+                AND ($2::int8 IS NULL OR version = $2)
+                AND ($3::int4 IS NULL OR min_generation <= $3)
+            RETURNING {_CONTENT.replace("data", "''::bytea", 1)}, {_TIMES}""")
+
+        self.rewrite = Statement(f"""
+            UPDATE {table} SET data = $2::bytea, version = $3::int8
+            WHERE key = $1::bytea AND version = $4::int8 AND {_LIVE}""")
+
+        self.scan = Statement(f"""
+            SELECT {_CONTENT}, {_TIMES}
+            FROM {table} WHERE key > $1::bytea AND {_LIVE} ORDER BY key LIMIT $2::int8""")
+
         self.lock = Statement(f"SELECT 1 FROM {table} WHERE key = $1::bytea FOR UPDATE")
+
         self.lead = Statement("SELECT pg_try_advisory_xact_lock($1::int8)")
-        expired = (
-            f"SELECT key FROM {table} WHERE gc_after <= {_NOW} + $2::interval AND expires_on <= {_NOW} "
-            f"ORDER BY gc_after LIMIT $1::int8"
-        )
-        self.sweep = Statement(
-            f"DELETE FROM {table} WHERE key IN ({expired} FOR UPDATE SKIP LOCKED) AND expires_on <= {_NOW}"
-        )
+        expired = f"""
+            SELECT key FROM {table}
+            WHERE gc_after <= {_NOW} + $2::interval AND expires_on <= {_NOW}
+            ORDER BY gc_after LIMIT $1::int8"""
+        sweep = f"DELETE FROM {table} WHERE expires_on <= {_NOW} AND key IN ({expired}"
+        self.sweep = Statement(sweep + " FOR UPDATE SKIP LOCKED)")
         # A distributed table refuses SKIP LOCKED without the key.
-        self.sweep_distributed = Statement(
-            f"DELETE FROM {table} WHERE key IN ({expired}) AND expires_on <= {_NOW}"
-        )
+        self.sweep_distributed = Statement(sweep + ")")
+
+
+def _expiry_sql(start: str, idle: str, lifetime: str, bucket: str) -> tuple[str, str]:
+    """Return the SQL of ``expires_on`` and ``gc_after``. LEAST passes over a NULL lifetime."""
+    end = f"LEAST({_NOW} + {idle}::interval, {start} + {lifetime}::interval)"
+    after = f"date_bin({bucket}::interval, {end}, '2000-01-01 00:00:00+00') + {bucket}::interval"
+    return end, after
 
 
 class PostgresBackend:
@@ -145,10 +155,10 @@ class PostgresBackend:
     # -- a request's verbs
 
     def load(self, key: bytes) -> Loaded | None:
-        result, encoding = self._run(self._sql.load, key, read=True)
+        result = self._run(self._sql.load, key, read=True)
         if not result.ntuples:
             return None
-        return Loaded(_row(result, 0, encoding), _time(result.get_value(0, 21)))
+        return Loaded(_row(result, 0), _time(result.get_value(0, 21)))
 
     def insert(self, row: PGSession, expiry: Expiry) -> PGSession | None:
         return self._write(self._sql.insert, row, *_intervals(expiry))
@@ -170,7 +180,7 @@ class PostgresBackend:
     def touch(self, row: PGSession, expiry: Expiry) -> PGSession | None:
         assert row.seen_on is not None
         seen = _int8((row.seen_on - _EPOCH) // _MICROSECOND)
-        result, _ = self._run(
+        result = self._run(
             self._sql.touch, row.key, _int4(row.generation), seen, *_intervals(expiry)
         )
         return _stamped(row, result)
@@ -178,23 +188,21 @@ class PostgresBackend:
     def delete(
         self, key: bytes, *, version: int | None = None, generation: int | None = None
     ) -> PGSession | None:
-        result, encoding = self._run(
+        result = self._run(
             self._sql.delete,
             key,
             None if version is None else _int8(version),
             None if generation is None else _int4(generation),
         )
-        return _row(result, 0, encoding) if result.ntuples else None
+        return _row(result, 0) if result.ntuples else None
 
     def rewrite(self, row: PGSession, version: int) -> bool:
-        result, _ = self._run(
-            self._sql.rewrite, row.key, row.data, _int8(row.version), _int8(version)
-        )
+        result = self._run(self._sql.rewrite, row.key, row.data, _int8(row.version), _int8(version))
         return result.command_tuples == 1
 
     def scan(self, after: bytes | None, limit: int) -> list[PGSession]:
-        result, encoding = self._run(self._sql.scan, after or b"", _int8(limit), read=True)
-        return [_row(result, index, encoding) for index in range(result.ntuples)]
+        result = self._run(self._sql.scan, after or b"", _int8(limit), read=True)
+        return [_row(result, index) for index in range(result.ntuples)]
 
     @contextmanager
     def locked(self, key: bytes) -> Iterator[PostgresBackend]:
@@ -256,7 +264,7 @@ class PostgresBackend:
     # -- below the verbs
 
     def _write(self, statement: Statement, row: PGSession, *more: bytes | None) -> PGSession | None:
-        result, _ = self._run(
+        result = self._run(
             statement,
             row.key,
             row.name,
@@ -278,26 +286,32 @@ class PostgresBackend:
 
     def _run(
         self, statement: Statement, *parameters: bytes | str | None, read: bool = False
-    ) -> tuple[PGresult, str]:
-        """Run one statement, a second time on another connection if that is safe. Returns its
-        result and encoding.
-        """
-        for last in (False, True):
+    ) -> PGresult:
+        """Run one statement, again on another connection when the first try can have done nothing."""
+        encoded = [p.encode("utf-8") if isinstance(p, str) else p for p in parameters]
+        for tries_left in reversed(range(_TRIES)):
+            first = tries_left == _TRIES - 1
             wire = self._pool.get()
             try:
-                encoding = wire.encoding
-                encoded = [p.encode(encoding) if isinstance(p, str) else p for p in parameters]
-                return wire.execute(statement, encoded), encoding
+                return wire.execute(statement, encoded)
             except Lost as lost:
-                again = not last and not lost.late and (read or not lost.sent)
-                if again and not isinstance(self._pool, _Held):
+                harmless = read or not lost.sent or self._in_transaction
+                if first and harmless and not lost.late and not self._in_transaction:
                     continue
-                raise BackendError(str(lost), outcome_unknown=lost.sent and not read) from lost
+                raise BackendError(str(lost), outcome_unknown=not harmless) from lost
             except Refused as refused:
+                # Where transactions are serializable by default, a statement that met another is refused.
+                # It sees what the other one did when it is run again.
+                if tries_left and refused.sqlstate == _SERIALIZATION_FAILURE:
+                    continue
                 raise _refusal(refused, self._qualified) from refused
             finally:
                 self._pool.put(wire)
-        raise AssertionError("the loop returns or raises")
+        raise AssertionError("the last try returns or raises")
+
+    @property
+    def _in_transaction(self) -> bool:
+        return isinstance(self._pool, _Held)
 
     @contextmanager
     def _transaction(self) -> Iterator[PostgresBackend]:
@@ -323,24 +337,34 @@ class PostgresBackend:
             # Held until the transaction ends, and no longer: a pooler gives the connection to
             # others then.
             number = _int8(_lock_number("sweep", self._names))
-            lead, _ = backend._run(self._sql.lead, number)
+            lead = backend._run(self._sql.lead, number)
             if lead.get_value(0, 0) != _bool(True):
                 return None
-            result, _ = backend._run(statement, _int8(limit), _interval(horizon))
+            result = backend._run(statement, _int8(limit), _interval(horizon))
             return result.command_tuples or 0
 
     def _version_on(self, wire: Wire) -> int:
         """Return the version of the table's schema, 0 without one. Raises `SchemaError` when it is
         too new.
         """
-        query = Statement(
-            f"SELECT version, oldest_code FROM {_qualified(self._names[0], self._table + '_schema')} "
-            "ORDER BY version DESC LIMIT 1"
-        )
-        exists = Statement("SELECT to_regclass($1::text) IS NOT NULL")
-        name = _qualified(self._names[0], self._table + "_schema").encode("ascii")
+        # From the catalog and not with to_regclass: another process may have made the table since this
+        # transaction began, and a name that was looked up in vain is remembered until a table is locked.
+        exists = Statement("""
+            SELECT EXISTS (
+                SELECT FROM pg_catalog.pg_class c
+                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                WHERE c.relname = $1::text AND (
+                    n.nspname = $2::text
+                    OR ($2::text IS NULL AND pg_catalog.pg_table_is_visible(c.oid))
+                )
+            )""")
+        db_schema, log = self._names[0], f"{self._table}_schema"
+        query = Statement(f"""
+            SELECT version, oldest_code
+            FROM {_qualified(db_schema, log)} ORDER BY version DESC LIMIT 1""")
         try:
-            if wire.execute(exists, [name]).get_value(0, 0) != _bool(True):
+            names = [log.encode("ascii"), None if db_schema is None else db_schema.encode("ascii")]
+            if wire.execute(exists, names).get_value(0, 0) != _bool(True):
                 return 0
             result = wire.execute(query, [])
         except Refused as refused:
@@ -475,10 +499,10 @@ def _jsonb(meta: Mapping[str, str]) -> bytes | None:
     return b"\1" + json.dumps(meta).encode("ascii") if meta else None
 
 
-def _row(result: PGresult, index: int, encoding: str) -> PGSession:
+def _row(result: PGresult, index: int) -> PGSession:
     def text(column: int) -> str | None:
         value = result.get_value(index, column)
-        return None if value is None else value.decode(encoding)
+        return None if value is None else value.decode("utf-8")
 
     def number(column: int) -> int:
         return int.from_bytes(result.get_value(index, column) or b"", "big", signed=True)
@@ -489,7 +513,7 @@ def _row(result: PGresult, index: int, encoding: str) -> PGSession:
     meta = result.get_value(index, 11)
     return PGSession(
         key=known(0),
-        name=known(1).decode(encoding),
+        name=known(1).decode("utf-8"),
         generation=number(2),
         min_generation=number(3),
         secret_hash=known(4),

@@ -17,9 +17,9 @@ import psycopg_pool
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 
-from ..errors import BackendError, ConfigurationError
+from ..errors import BackendError, ConfigurationError, PGStoreError
 from ..forks import in_forked_child
-from .postgres_wire import ConnectionState, Wire, is_alive
+from .postgres_wire import Wire, is_alive
 
 __all__ = ["BorrowedPool", "OwnPool", "Pool"]
 
@@ -68,13 +68,14 @@ class _Leases:
         self.statement_timeout = statement_timeout
         self.pool_timeout = pool_timeout
         self.pooler = pooler
-        self._states: WeakKeyDictionary[_AnyConnection, ConnectionState] = WeakKeyDictionary()
+        # By connection: the names of the statements that are prepared there.
+        self._prepared: WeakKeyDictionary[_AnyConnection, set[bytes]] = WeakKeyDictionary()
 
     def wire(self, connection: _AnyConnection, seconds: float) -> Wire:
-        state = self._states.get(connection)
-        if state is None:
-            state = self._states[connection] = ConnectionState(connection.info.encoding)
-        return Wire(connection, state, prepare=self.pooler is None, seconds=seconds)
+        prepared = self._prepared.get(connection)
+        if prepared is None:
+            prepared = self._prepared[connection] = set()
+        return Wire(connection, None if self.pooler else prepared, seconds=seconds)
 
     def take(self, pool: _AnyPool, timeout: float) -> _AnyConnection | None:
         """Return a connection that is alive; None when there was none in time."""
@@ -85,10 +86,11 @@ class _Leases:
             except psycopg_pool.PoolTimeout:
                 return None
             if is_alive(connection):
-                if connection.pgconn.transaction_status == TransactionStatus.IDLE:
-                    return connection
-                pool.putconn(connection)
-                raise BackendError("the pool handed out a connection that is inside a transaction")
+                try:
+                    return _fit(connection)
+                except PGStoreError:
+                    pool.putconn(connection)
+                    raise
             # One of many that died with the server: the pool makes another.
             connection.close()
             pool.putconn(connection)
@@ -279,16 +281,25 @@ class BorrowedPool:
         return self._leases.wire(connection, seconds)
 
 
+def _fit(connection: _AnyConnection) -> _AnyConnection:
+    """Return a connection that can be worked on. Raises for one that its owner prepared otherwise."""
+    if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+        raise BackendError("the pool handed out a connection that is inside a transaction")
+    if connection.pgconn.parameter_status(b"client_encoding") != b"UTF8":
+        raise ConfigurationError("the pool's connections must have client_encoding=utf8")
+    return connection
+
+
 def _complete(dsn: str, statement_timeout: float, pooler: str | None) -> str:
     """Add what the connections of ours want and the caller has not said."""
     try:
         given = conninfo_to_dict(dsn)
-    except psycopg.Error as error:
-        # libpq's own message may quote the text, and with it a password.
+    except psycopg.Error:
+        # libpq's own message quotes the text, and with it a password: it must not be the cause, either.
         raise ConfigurationError(
             "the DSN cannot be parsed: use postgresql://user:password@host:port/database "
             "or libpq's key=value form"
-        ) from error
+        ) from None
     wanted: dict[str, Any] = {
         "application_name": "pgstore",
         "connect_timeout": 5,

@@ -11,14 +11,13 @@ import hashlib
 import select
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGresult
 
-__all__ = ["ConnectionState", "Lost", "Refused", "Statement", "Wire"]
+__all__ = ["Lost", "Refused", "Statement", "Wire"]
 
 _FINE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY)
 
@@ -60,40 +59,26 @@ class Statement:
         return f"<Statement {' '.join(self.text.decode('ascii').split())[:60]}…>"
 
 
-@dataclass(slots=True)
-class ConnectionState:
-    """What is known of a connection between two uses of it."""
-
-    encoding: str
-    prepared: set[bytes] = field(default_factory=set)
-
-
 class Wire:
     """A connection for as long as it is ours. Not for several threads at once.
 
-    With ``state.prepared`` statements are prepared on the server at their first use;
-    ``prepare=False`` is for poolers that hand the server connection on after each transaction.
+    ``prepared`` holds the names of the statements that the connection has on the server, and is
+    added to. It is None for poolers, which give the server's side to another client after each
+    transaction: nothing is prepared then. ``seconds`` bounds all that is run.
     """
 
-    __slots__ = ("_deadline", "_prepare", "_state", "connection")
+    __slots__ = ("_deadline", "_prepared", "connection")
 
     def __init__(
         self,
         connection: psycopg.Connection[Any],
-        state: ConnectionState,
+        prepared: set[bytes] | None,
         *,
-        prepare: bool,
         seconds: float,
     ) -> None:
         self.connection = connection
-        self._state = state
-        self._prepare = prepare
+        self._prepared = prepared
         self._deadline = time.monotonic() + seconds
-
-    @property
-    def encoding(self) -> str:
-        """The Python codec of the connection's client encoding."""
-        return self._state.encoding
 
     def execute(self, statement: Statement, params: Sequence[bytes | None]) -> PGresult:
         """Run one statement, parameters and results in binary, and return its result.
@@ -104,19 +89,20 @@ class Wire:
         """
         pgconn = self.connection.pgconn
         formats = [1] * len(params)
-        if not self._prepare:
+        prepared = self._prepared
+        if prepared is None:
             return self._exchange(
                 pgconn.send_query_params, statement.text, params, None, formats, 1
             )
-        name, prepared = statement.name, self._state.prepared
+        name = statement.name
         if name not in prepared:
-            self._prepare_on_server(statement)
+            self._prepare(statement, prepared)
         try:
             return self._exchange(pgconn.send_query_prepared, name, params, formats, 1)
         except Refused as refused:
             if refused.sqlstate == _NO_SUCH_STATEMENT:  # DISCARD ALL
                 prepared.clear()
-                self._prepare_on_server(statement)
+                self._prepare(statement, prepared)
                 return self._exchange(pgconn.send_query_prepared, name, params, formats, 1)
             if refused.sqlstate == _FEATURE_NOT_SUPPORTED and "cached plan" in str(refused):
                 # The table was migrated. The statement did nothing, and a new connection plans it
@@ -129,7 +115,7 @@ class Wire:
         """Run statements without parameters in one round trip; outside a transaction they are one."""
         self._exchange(self.connection.pgconn.send_query, text.encode("utf-8"))
 
-    def _prepare_on_server(self, statement: Statement) -> None:
+    def _prepare(self, statement: Statement, prepared: set[bytes]) -> None:
         try:
             self._exchange(
                 self.connection.pgconn.send_prepare, statement.name, statement.text, sent=False
@@ -137,7 +123,7 @@ class Wire:
         except Refused as refused:
             if refused.sqlstate != _STATEMENT_EXISTS:
                 raise
-        self._state.prepared.add(statement.name)
+        prepared.add(statement.name)
 
     def _exchange(self, send: Any, *arguments: Any, sent: bool = True) -> PGresult:
         pgconn = self.connection.pgconn

@@ -1,7 +1,5 @@
 """Rows in one SQLite file: no server, many threads and processes of one machine."""
 
-# ruff: noqa: S608 - what goes into the text is column names and the checked table name
-
 from __future__ import annotations
 
 import copy
@@ -17,18 +15,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import BackendError, ConfigurationError, SchemaError
-from ..options import Expiry, seconds
-from ..rows import Loaded, PGSession, check_table, expiry_times
+from ..options import seconds
+from ..rows import Expiry, Loaded, PGSession, check_table, expiry_times
+from ..sql import migrations
 
 __all__ = ["SCHEMA_VERSION", "SQLiteBackend", "schema_sql"]
 
-# The number of the newest file in pgstore/sql/sqlite.
-SCHEMA_VERSION: Final = 1
+_MIGRATIONS: Final = migrations("sqlite")
+# The newest schema, which this code wants.
+SCHEMA_VERSION: Final = _MIGRATIONS[-1].version
 
 # Sweeping is not urgent: a sweep that finds the file locked for so long leaves it to the next.
 _SWEEP_WAIT_SECONDS: Final = 0.25
@@ -78,7 +77,7 @@ class SQLiteBackend:
     SQLite has one writer at a time: ``locked`` holds every row, and a sweep passes over no row.
 
     Raises `ConfigurationError` for a path that is not a file's. Connections at rest are closed by
-    `close`, when the backend is collected and when the process exits; the others when they are done.
+    `close`, or when the backend is collected, or at exit; those in use are when they are done.
     """
 
     def __init__(
@@ -99,6 +98,9 @@ class SQLiteBackend:
         self._source: _Connections | _Transaction = _Connections(
             _Database(path=self.path, table=self.table, busy_timeout=wait)
         )
+
+    def __repr__(self) -> str:
+        return f"<SQLiteBackend {self.path} {self.table}>"
 
     def load(self, key: bytes) -> Loaded | None:
         now = self._now()
@@ -127,19 +129,16 @@ class SQLiteBackend:
         self,
         row: PGSession,
         version: int,
-        expiry: Expiry,
+        expiry: Expiry | None,
         *,
         login: bool = False,
         renew: bool = False,
     ) -> PGSession | None:
-        values = {
-            "loaded_version": version,
-            "login": login,
-            "renew": renew,
-            **_values(row),
-            **self._expiry(expiry),
-        }
-        for times in self._source.run(self._sql.update, values):
+        sql, more = self._sql.update, {"now": self._now()}
+        if expiry is not None:
+            sql, more = self._sql.update_and_visit, self._expiry(expiry)
+        more |= {"loaded_version": version, "login": login, "renew": renew}
+        for times in self._source.run(sql, _values(row) | more):
             return _with_times(row, _TIMES, times)
         return None
 
@@ -180,9 +179,7 @@ class SQLiteBackend:
     @contextmanager
     def locked(self, key: bytes) -> Iterator[SQLiteBackend]:
         with self._source.transaction() as transaction:
-            inside = copy.copy(self)
-            inside._source = transaction
-            yield inside
+            yield self._inside(transaction)
 
     def sweep(self, limit: int, horizon: float) -> int | None:
         now = self._now()
@@ -194,20 +191,20 @@ class SQLiteBackend:
             return None
 
     def apply_schema(self) -> None:
-        newest = self._newest_schema()
-        if newest is None or newest[0] < SCHEMA_VERSION:
+        if self._schema_versions()[0] < SCHEMA_VERSION:
             with self._source.creation() as transaction:
-                for statement in self._missing_statements(transaction):
+                # Another process may have been faster.
+                applied, _ = self._inside(transaction)._schema_versions()
+                for statement in _split(_schema_sql(self.table, after=applied)):
                     transaction.run(statement)
         self.check_schema()
 
     def check_schema(self) -> None:
-        newest = self._newest_schema()
-        if newest is None:
+        applied, oldest_code = self._schema_versions()
+        if applied == 0:
             raise SchemaError(
                 f"no sessions table {self.table} in {self.path}: run `pgstore schema apply`"
             )
-        applied, oldest_code = newest
         if oldest_code > SCHEMA_VERSION:
             raise SchemaError(
                 f"table {self.table} in {self.path} is for code that knows schema {oldest_code} "
@@ -223,6 +220,11 @@ class SQLiteBackend:
     def close(self) -> None:
         self._source.close()
 
+    def _inside(self, transaction: _Transaction) -> SQLiteBackend:
+        inside = copy.copy(self)
+        inside._source = transaction
+        return inside
+
     def _now(self) -> int:
         return round(self._clock() * 1_000_000)
 
@@ -235,29 +237,20 @@ class SQLiteBackend:
             "bucket": round(expiry.bucket * 1_000_000),
         }
 
-    def _newest_schema(self) -> tuple[int, int] | None:
-        """Return the newest applied migration and the oldest code it allows, None for no table."""
+    def _schema_versions(self) -> tuple[int, int]:
+        """Return the newest migration that was applied, 0 for none, and the oldest code for it."""
         try:
-            for version, oldest_code in self._source.run(self._sql.newest_schema):
-                return version, oldest_code
+            for applied, oldest_code in self._source.run(self._sql.schema_versions):
+                return applied, oldest_code
         except SchemaError:
             pass
-        return None
-
-    def _missing_statements(self, transaction: _Transaction) -> Iterator[str]:
-        """Give what is still to be run, as seen by a transaction that nobody can overtake."""
-        try:
-            applied = {row[0] for row in transaction.run(self._sql.applied_schemas)}
-        except SchemaError:
-            applied = set()
-        for version, script in _migrations(self.table):
-            if version not in applied:
-                yield from _split(script)
+        return 0, 0
 
 
 def schema_sql(table: str = "http_sessions") -> str:
-    """Return the SQL text that makes the table, as `apply_schema` runs it on a new file."""
-    return "\n".join(script for _, script in _migrations(_check_table(table)))
+    """Return the SQL text that makes the table, for whoever has the right to run it."""
+    text = _schema_sql(_check_table(table), after=0)
+    return f"PRAGMA journal_mode = WAL;\n\nBEGIN IMMEDIATE;\n\n{text}\nCOMMIT;\n"
 
 
 class _Statements:
@@ -271,14 +264,17 @@ class _Statements:
         self.insert = f"""
             INSERT INTO "{table}" ({columns}) VALUES ({", ".join(":" + name for name in _COLUMNS)})
             ON CONFLICT (key) DO NOTHING RETURNING 1"""
-        self.update = f"""
+        update = f"""
             UPDATE "{table}" SET {", ".join(f"{name} = :{name}" for name in _STORED)},
                 modified_on = :now,
                 authenticated_on = iif(:login, :now, authenticated_on),
-                renewed_on = iif(:renew, :now, renewed_on),
-                {_set_seen(f"iif(:login, :now, {start})")}
+                renewed_on = iif(:renew, :now, renewed_on)"""
+        where = f"""
             WHERE {live} AND version = :loaded_version
             RETURNING {", ".join(_TIMES)}"""
+        self.update = update + where
+        visit = _set_seen(f"iif(:login, :now, {start})")
+        self.update_and_visit = f"{update}, {visit}{where}"
         self.touch = f"""
             UPDATE "{table}" SET {_set_seen(start)}
             WHERE {live} AND generation = :generation AND seen_on = :seen_on
@@ -299,8 +295,7 @@ class _Statements:
                 SELECT rowid FROM "{table}" WHERE gc_after <= :until AND expires_on <= :now
                 ORDER BY gc_after LIMIT :limit)
             RETURNING 1"""
-        self.applied_schemas = f'SELECT version FROM "{table}_schema"'
-        self.newest_schema = f"""
+        self.schema_versions = f"""
             SELECT version, oldest_code FROM "{table}_schema" ORDER BY version DESC LIMIT 1"""
         self.probe = f'SELECT {columns} FROM "{table}" LIMIT 0'
 
@@ -418,7 +413,9 @@ class _Database:
     def open(self, *, create: bool = False) -> _Connection:
         # The identity is taken first: if the file is replaced in between, the connection is taken
         # for one to the old file, and not used again.
-        identity = None if create else self.identity()
+        identity = self.identity()
+        if identity is None and not (create and os.path.isdir(os.path.dirname(self.path))):
+            raise self._missing()
         mode = "rwc" if create else "rw"
         try:
             raw = sqlite3.connect(
@@ -452,27 +449,22 @@ class _Database:
                 f"{self.path} has no sessions table {self.table} that this code can use: "
                 f"run `pgstore schema apply`"
             )
+        if text.endswith("already exists"):
+            return SchemaError(
+                f"{self.path} has a table {self.table} that pgstore did not make: choose another"
+            )
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             return _Busy(f"{self.path} was locked by another writer for {self.busy_timeout:g} s")
-        if name.startswith("SQLITE_CANTOPEN"):
-            return self._cannot_open()
-        if name.startswith("SQLITE_READONLY"):
-            return BackendError(f"{self.path} is read-only for this process")
         for code, meaning in _MEANINGS.items():
             if name.startswith(code):
                 return BackendError(f"{self.path} {meaning}")
         return BackendError(f"SQLite failed on {self.path} ({name or type(error).__name__})")
 
-    def _cannot_open(self) -> BackendError:
+    def _missing(self) -> BackendError:
         folder = os.path.dirname(self.path)
-        if not os.path.isdir(folder):
-            return BackendError(f"{self.path} cannot be opened: there is no folder {folder}")
-        if not os.path.exists(self.path):
+        if os.path.isdir(folder) and os.access(folder, os.X_OK):
             return SchemaError(f"there is no database {self.path}: run `pgstore schema apply`")
-        return BackendError(
-            f"{self.path} cannot be opened: this process must be able to write the file, "
-            f"and to make others beside it"
-        )
+        return BackendError(f"there is no folder {folder} that this process may enter")
 
     def _enter_wal(self, connection: _Connection) -> str:
         """Switch the file to WAL, for good, and return its journal's mode, an older one if need be.
@@ -491,7 +483,7 @@ class _Database:
 
 
 class _Connection:
-    """A connection, used only by the process and on the file that it was opened by and on."""
+    """One connection. Only the process that opened it uses it, while the file is the same."""
 
     def __init__(
         self, database: _Database, raw: sqlite3.Connection, identity: tuple[int, int] | None
@@ -542,11 +534,12 @@ class _Busy(BackendError):
 
 
 _MEANINGS: Final = {
+    "SQLITE_CANTOPEN": "cannot be opened: this process must be able to write it and its folder",
+    "SQLITE_READONLY": "is read-only for this process",
     "SQLITE_NOTADB": "is not a SQLite database",
     "SQLITE_CORRUPT": "is damaged",
     "SQLITE_FULL": "cannot grow: the disk is full",
     "SQLITE_IOERR": "could not be read or written",
-    "SQLITE_PERM": "may not be used by this process",
 }
 
 
@@ -611,14 +604,32 @@ def _micros(time: datetime | None) -> int | None:
     return None if time is None else (time - _UNIX_EPOCH) // _MICROSECOND
 
 
-def _migrations(table: str) -> list[tuple[int, str]]:
-    """Return the numbered schema files, oldest first."""
-    folder = resources.files("pgstore") / "sql" / "sqlite"
-    return [
-        (int(file.name[:4]), file.read_text("utf-8").replace("{table}", table))
-        for file in sorted(folder.iterdir(), key=lambda file: file.name)
-        if file.name.endswith(".sql")
+def _schema_sql(table: str, *, after: int) -> str:
+    """Return the text of the migrations after the one with that number, 0 for all."""
+    parts = [
+        f"""\
+-- Which steps of the schema were applied, and the oldest code that may use the table after each.
+CREATE TABLE IF NOT EXISTS "{table}_schema" (
+    version     INTEGER NOT NULL PRIMARY KEY,
+    oldest_code INTEGER NOT NULL,
+    applied_on  INTEGER NOT NULL DEFAULT (unixepoch() * 1000000)
+) STRICT;
+"""
     ]
+    for step in _MIGRATIONS:
+        if step.version > after:
+            parts.append(
+                step.text.format(
+                    table=f'"{table}"',
+                    gc_index=f'"{table}_gc_after"',
+                    user_index=f'"{table}_user_key"',
+                )
+            )
+            parts.append(
+                f'INSERT INTO "{table}_schema" (version, oldest_code) '
+                f"VALUES ({step.version}, {step.oldest_code});\n"
+            )
+    return "\n".join(parts)
 
 
 def _split(script: str) -> Iterator[str]:

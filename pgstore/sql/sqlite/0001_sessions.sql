@@ -1,6 +1,6 @@
--- Times are whole microseconds since 1970-01-01 00:00 UTC.
-
-CREATE TABLE "{table}" (
+-- The sessions of one store. The key is public: it finds a row and proves nothing. The browser's
+-- secret is kept as a hash only. Times are whole microseconds since 1970-01-01 00:00 UTC.
+CREATE TABLE {table} (
     key              BLOB    NOT NULL PRIMARY KEY,
     name             TEXT    NOT NULL,
     generation       INTEGER NOT NULL,
@@ -24,15 +24,6 @@ CREATE TABLE "{table}" (
     renewed_on       INTEGER
 ) STRICT;
 
-CREATE INDEX "{table}_gc_after" ON "{table}" (gc_after);
+CREATE INDEX {gc_index} ON {table} (gc_after);
 
-CREATE INDEX "{table}_user_key" ON "{table}" (user_key) WHERE user_key IS NOT NULL;
-
--- One row per migration. Code whose schema version is below the newest row's oldest_code stops.
-CREATE TABLE "{table}_schema" (
-    version     INTEGER NOT NULL PRIMARY KEY,
-    oldest_code INTEGER NOT NULL,
-    applied_on  INTEGER NOT NULL
-) STRICT;
-
-INSERT INTO "{table}_schema" VALUES (1, 1, unixepoch() * 1000000);
+CREATE INDEX {user_index} ON {table} (user_key) WHERE user_key IS NOT NULL;

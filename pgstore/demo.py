@@ -1,0 +1,482 @@
+"""A small site that shows its visitor the session: its values, and what the row in the database
+holds. It is run by ``pgstore demo``.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from markupsafe import Markup
+from werkzeug import Request, Response
+from werkzeug.exceptions import Forbidden, HTTPException
+from werkzeug.routing import Map, Rule
+from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.utils import redirect
+
+from . import merge
+from .embedded import PostgresServer, find_binaries
+from .errors import BackendError, ConfigurationError, SessionGone, SessionTooLong
+from .ids import generate_random_key, handle_of, key_of
+from .rows import Loaded, PGSession
+from .session import Registry, Session
+from .store import Store
+from .urls import engine_of, format_keys, open_store, parse_keys
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["create_app", "run"]
+
+_log = logging.getLogger("pgstore")
+
+_COOKIE = "pgstore_demo"
+# A table of its own: in a database of the user's, the sessions of a real site may be next to it.
+_TABLE = "pgstore_demo"
+_COUNTER = "counter"
+
+
+def create_app(store: Store, *, database: str = "its store") -> WSGIApplication:
+    """Return the site as a WSGI application on ``store``, which stays the caller's to close.
+
+    ``database`` is what the page says it runs on.
+    """
+    return _Site(store, database)
+
+
+def run(
+    *,
+    url: str | None = None,
+    data: Path = Path(".pgstore-demo"),
+    host: str = "127.0.0.1",
+    port: int = 8000,
+) -> None:
+    """Serve the site until KeyboardInterrupt, which is not passed on.
+
+    Without the ``url`` of a database it runs on a PostgreSQL of its own where there are binaries
+    for one (`pgstore.embedded`), else on SQLite. That database and the keys are kept in the folder
+    ``data``, so that sessions outlive a restart. ``port`` 0 is any free one; the address is
+    printed.
+
+    Raises `ConfigurationError` when it cannot listen there or use the folder, and what the database
+    raises.
+    """
+    keys = _keys_in(data)
+    with _listen(host, port) as listener, _database(url, data) as (url, database):
+        store = open_store(url, *keys, table=_TABLE, merge={_COUNTER: merge.add})
+        with store:
+            store.cleanup()
+            app = create_app(store, database=database)
+            server = make_server(
+                host, port, app, threaded=True, request_handler=_Handler, fd=listener.fileno()
+            )
+            shown = f"[{host}]" if ":" in host else host
+            print(f"http://{shown}:{server.port}/ on {database}; Ctrl-C ends it", flush=True)
+            server.serve_forever()
+
+
+# -- the site --------------------------------------------------------------------------------------
+
+
+class _Request(Request):
+    max_content_length = max_form_memory_size = 16 * 1024
+
+
+class _Site:
+    def __init__(self, store: Store, database: str) -> None:
+        self._store = store
+        self._database = database
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        request = _Request(environ)
+        try:
+            response = self._answer(request)
+        except HTTPException as error:
+            headers = error.get_headers(environ)
+            response = self._problem(error.code or 500, error.name, error.description or "")
+            response.headers.extend(h for h in headers if h[0] == "Allow")
+        except SessionGone:
+            # Another request ended the session, or renewed it: look again with the newest cookie.
+            response = redirect("/", 303)
+        except SessionTooLong as error:
+            response = self._problem(413, "Too much for one session", str(error))
+        except BackendError as error:
+            _log.warning("the demo's database failed: %s", error)
+            text = "The database does not answer. Nothing is known about your session: try again."
+            response = self._problem(503, "Service unavailable", text)
+            response.headers["Retry-After"] = "5"
+        response.headers.extend(_SECURITY)
+        return response(environ, start_response)
+
+    def _answer(self, request: Request) -> Response:
+        action, _ = _ROUTES.bind_to_environ(request.environ).match()
+        if action is None:
+            return self._show(request)
+        _check_origin(request)
+        action(self._store.get(request, _COOKIE), request.form)
+        response = redirect("/", 303)
+        Registry.of(request).save(response)
+        return response
+
+    def _show(self, request: Request) -> Response:
+        session = self._store.get(request, _COOKIE)
+        # Showing a message consumes it; HEAD shows nothing.
+        flashes = session.flashes() if request.method == "GET" else []
+        response = Response(content_type="text/html; charset=utf-8")
+        response.headers["Cache-Control"] = "no-store"
+        Registry.of(request).save(response)
+        loaded = None
+        if not session.is_new:
+            key = key_of(session.handle)
+            assert key is not None
+            loaded = self._store.backend.load(key)
+        response.set_data(_page(self._database, "Your session", _main(session, loaded, flashes)))
+        return response
+
+    def _problem(self, status: int, title: str, text: str) -> Response:
+        body = _PROBLEM.format(title=title, text=text)
+        html = _page(self._database, title, body)
+        return Response(html, status, content_type="text/html; charset=utf-8")
+
+
+def _check_origin(request: Request) -> None:
+    """Refuse a form that another site made the browser send.
+
+    No token in the forms, for it would have to be kept in a session: every visitor who only looks,
+    and every crawler, would get a row. Browsers say by themselves, in Origin, where a POST comes
+    from (Fetch standard, 3.2). SameSite=Lax alone would let the other ports of this host pass.
+    """
+    if request.headers.get("Origin", "").partition("://")[2] != request.host:
+        raise Forbidden("This form was not sent from this site's own page.")
+
+
+# -- what its buttons do ---------------------------------------------------------------------------
+
+
+def _count(session: Session, form: Any) -> None:
+    session[_COUNTER] = session.get(_COUNTER, 0) + 1
+
+
+def _set(session: Session, form: Any) -> None:
+    name, value = form["name"].strip(), form["value"]
+    if name in ("", _COUNTER):
+        session.add_flash("A value needs a name, and “counter” is taken.")
+    else:
+        session[name] = value
+
+
+def _remove(session: Session, form: Any) -> None:
+    session.pop(form["name"], None)
+
+
+def _flash(session: Session, form: Any) -> None:
+    session.add_flash(form["text"].strip() or "An empty message.")
+
+
+def _renew(session: Session, form: Any) -> None:
+    if not session.is_new:
+        session.regenerate()
+        session.add_flash("Same row, new secret: the cookie so far opens nothing any more.")
+
+
+def _delete(session: Session, form: Any) -> None:
+    session.delete()
+
+
+_ROUTES = Map(
+    [
+        Rule("/", endpoint=None, methods=["GET"]),
+        *(
+            Rule(f"/{action.__name__[1:]}", endpoint=action, methods=["POST"])
+            for action in (_count, _set, _remove, _flash, _renew, _delete)
+        ),
+    ],
+    strict_slashes=False,
+    merge_slashes=False,
+)
+
+
+# -- its page --------------------------------------------------------------------------------------
+
+
+def _page(database: str, title: str, main: Markup) -> str:
+    return _PAGE.format(title=title, style=Markup(_STYLE), database=database, main=main)  # noqa: S704
+
+
+def _main(session: Session, loaded: Loaded | None, flashes: list[Any]) -> Markup:
+    notices = [_FLASH.format(text=text) for text in flashes]
+    if session.error is not None:
+        notices.insert(0, _REFUSED.format(error=session.error))
+    values = [
+        _VALUE.format(name=name, value=value, type=type(value).__name__)
+        for name, value in session.values.items()
+    ]
+    table = _ROWS.format(rows=_join(values)) if values else _NO_VALUES
+    if loaded is None:
+        life, row, off = _NEW, _NO_ROW, Markup(" disabled")
+    else:
+        times = loaded.row.created_on, session.expires_on
+        life = _LIVE.format(*(_time(time, loaded.now) for time in times))
+        cells = [_CELL.format(name=n, value=v, note=note) for n, v, note in _cells(*loaded)]
+        row, off = _ROWS.format(rows=_join(cells)), Markup("")
+    return _MAIN.format(
+        notices=_join(notices),
+        count=session.get(_COUNTER, 0),
+        life=life,
+        values=table,
+        row=row,
+        off=off,
+    )
+
+
+def _cells(row: PGSession, now: datetime) -> Iterator[tuple[str, object, str]]:
+    """Yield name, value and meaning of what the row holds; nothing of it that is secret."""
+    encrypted = row.data[:1] == b"\2"  # the format byte of `pgstore.codecs.RowSealer`
+    yield "key", handle_of(row.key), "the session's public handle"
+    yield "name", row.name, "of the cookie"
+    yield "generation", row.generation, "how often the secret was renewed"
+    yield "secret_hash", _bytes(row.secret_hash), "SHA-256 of the secret; not shown"
+    yield "data", _bytes(row.data), "encrypted" if encrypted else "signed, and readable there"
+    yield "version", row.version, "random, new with every change"
+    yield "user_key", row.user_key or "NULL", "nobody is logged in" if not row.user_key else ""
+    yield "max_age", f"{row.max_age} s", f"{_span(timedelta(seconds=row.max_age))} without a visit"
+    yield "ip", row.ip or "NULL", "at the first visit or login"
+    yield "user_agent", row.user_agent or "NULL", ""
+    for name in ("created_on", "modified_on", "seen_on", "expires_on", "gc_after"):
+        yield name, _time(getattr(row, name), now), ""
+
+
+def _bytes(data: bytes) -> str:
+    return f"{len(data)} bytes"
+
+
+def _time(time: datetime | None, now: datetime) -> Markup | str:
+    if time is None:
+        return "never"
+    left = time - now
+    if abs(left) < timedelta(seconds=1):
+        text = "just now"
+    else:
+        text = f"in {_span(left)}" if left > timedelta() else f"{_span(-left)} ago"
+    return _TIME.format(iso=time.isoformat(timespec="seconds"), text=text)
+
+
+def _span(span: timedelta) -> str:
+    """Say a length of time in its largest unit."""
+    seconds = int(span.total_seconds())
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
+        count = seconds // size
+        if count:
+            return f"{count} {unit}{'' if count == 1 else 's'}"
+    return "0 seconds"
+
+
+def _join(parts: Iterable[Markup]) -> Markup:
+    return Markup("\n").join(parts)
+
+
+_STYLE = """
+:root {
+  color-scheme: light dark;
+  --back: #f3f4f7; --card: #ffffff; --line: #d9dde5; --edge: #747f90;
+  --text: #1a2230; --soft: #556072; --link: #1d5bb8; --on-link: #ffffff;
+  --note: #e8f1ff; --warn: #fff2da; --risk: #b3261e;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --back: #10141a; --card: #191f28; --line: #2e3744; --edge: #7f8b9d;
+    --text: #e7ebf1; --soft: #a7b2c2; --link: #8db9ff; --on-link: #0c1a30;
+    --note: #16294a; --warn: #3a2c10; --risk: #ff9a92;
+  }
+}
+* { box-sizing: border-box; }
+body { max-width: 68rem; margin: 0 auto; padding: 1.5rem 1.25rem 3rem; background: var(--back);
+  color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
+h1, h2, p { margin: 0; }
+h1 { font-size: 1.5rem; }
+h2 { margin-bottom: .75rem; font-size: 1.05rem; }
+small, label { font-size: .875rem; }
+small, label, th, .soft { color: var(--soft); }
+header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 1rem; }
+main, .cards, .notices { display: grid; gap: 1rem; align-items: start; }
+main { margin-top: 1.25rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+.notices { grid-column: 1 / -1; gap: .5rem; }
+.notices:empty { display: none; }
+.notices p { padding: .6rem 1.25rem; border-radius: .5rem; background: var(--note);
+  overflow-wrap: anywhere; }
+.notices .warn { background: var(--warn); }
+section { min-width: 0; padding: 1.1rem 1.25rem 1.25rem; background: var(--card);
+  border: 1px solid var(--line); border-radius: .75rem; }
+.count, .line { display: flex; flex-wrap: wrap; gap: .75rem; align-items: end; margin-top: 1rem; }
+.count { align-items: center; justify-content: space-between; margin: 0 0 .75rem; }
+output { font-size: 3.25rem; line-height: 1; font-weight: 650; font-variant-numeric: tabular-nums; }
+table { width: 100%; border-collapse: collapse; }
+th, td { padding: .4rem .75rem .4rem 0; border-top: 1px solid var(--line); text-align: left;
+  vertical-align: top; overflow-wrap: anywhere; }
+tr:first-child > * { border-top: 0; }
+th { font-weight: 500; }
+.row th { font: .875em/1.7 ui-monospace, monospace; overflow-wrap: normal; }
+td small { margin-left: .3rem; }
+td form { float: right; }
+label { flex: 1 1 8rem; }
+input { display: block; width: 100%; margin-top: .2rem; padding: .45rem .6rem; font: inherit;
+  font-size: 1rem; color: var(--text); background: var(--card); border: 1px solid var(--edge);
+  border-radius: .45rem; }
+button { padding: .5rem 1rem; font: inherit; font-weight: 550; white-space: nowrap;
+  color: var(--on-link); background: var(--link); border: 1px solid; border-color: var(--link);
+  border-radius: .45rem; cursor: pointer; }
+button:hover { filter: brightness(1.12); }
+.quiet { color: var(--link); background: none; }
+.risk { color: var(--risk); background: none; border-color: var(--risk); }
+td button { padding: .05rem .6rem; font-size: .875rem; }
+button:disabled { opacity: .5; filter: none; cursor: not-allowed; }
+:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
+a { color: var(--link); }
+"""
+
+_PAGE = Markup("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title} | pgstore demo</title>
+<link rel="icon" href="data:,">
+<style>{style}</style>
+</head>
+<body>
+<header><h1>pgstore</h1><p class="soft">on {database}</p></header>
+<main>
+{main}
+</main>
+</body>
+</html>
+""")
+
+_PROBLEM = Markup("""<section><h2>{title}</h2><p>{text}</p>
+<p><a href="/">Back to your session</a></p></section>""")
+
+_MAIN = Markup("""<div class="notices" role="status">{notices}</div>
+<div class="cards">
+<section aria-labelledby="session">
+<h2 id="session">Your session</h2>
+<form class="count" method="post" action="/count">
+<output aria-label="counter">{count}</output>
+<button>Count up</button>
+</form>
+{life}
+<div class="line">
+<form method="post" action="/renew"><button class="quiet"{off}>Renew the secret</button></form>
+<form method="post" action="/delete"><button class="risk"{off}>Delete the session</button></form>
+</div>
+</section>
+<section aria-labelledby="values">
+<h2 id="values">Values</h2>
+{values}
+<form class="line" method="post" action="/set">
+<label>Name <input name="name" required maxlength="60" autocomplete="off"></label>
+<label>Value <input name="value" maxlength="1000" autocomplete="off"></label>
+<button>Set</button>
+</form>
+</section>
+<section aria-labelledby="flash">
+<h2 id="flash">Flash message</h2>
+<p class="soft">Shown once, on the next page, and gone from the row with that.</p>
+<form class="line" method="post" action="/flash">
+<label>Message <input name="text" value="Hello from the last request" maxlength="200"></label>
+<button>Add</button>
+</form>
+</section>
+</div>
+<section class="row" aria-labelledby="row">
+<h2 id="row">The row in the database</h2>
+{row}
+</section>""")
+
+_TIME = Markup('<time datetime="{iso}" title="{iso}">{text}</time>')
+_FLASH = Markup("<p>{text}</p>")
+_REFUSED = Markup('<p class="warn">The cookie that came was not used: {error}.</p>')
+_LIVE = Markup('<p class="soft">Begun {}, ends {} without a visit.</p>')
+_NEW = Markup('<p class="soft">New: a row is made when there is something to keep.</p>')
+_ROWS = Markup("<table>\n{rows}\n</table>")
+_VALUE = Markup("""<tr><th scope="row">{name}</th><td>{value} <small>{type}</small></td>
+<td><form method="post" action="/remove"><input type="hidden" name="name" value="{name}">
+<button class="quiet" aria-label="Remove {name}">Remove</button></form></td></tr>""")
+_CELL = Markup('<tr><th scope="row">{name}</th><td>{value} <small>{note}</small></td></tr>')
+_NO_VALUES = Markup('<p class="soft">None yet.</p>')
+_NO_ROW = Markup('<p class="soft">None: nothing was saved yet, and looking costs no row.</p>')
+
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode("ascii")
+_SECURITY = {
+    "Content-Security-Policy": "default-src 'none'; img-src data:; "
+    f"style-src 'sha256-{_STYLE_HASH}'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    # Not no-referrer: browsers would then say "Origin: null" of the site's own forms.
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+# -- running it ------------------------------------------------------------------------------------
+
+
+class _Handler(WSGIRequestHandler):
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Say nothing: the page shows what happens."""
+
+
+@contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    """Take the port before a database is started, so that one that is taken shows at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on port {port} of {host}: {error.strerror}"
+        ) from error
+    with listener:
+        yield listener
+
+
+@contextmanager
+def _database(url: str | None, data: Path) -> Iterator[tuple[str, str]]:
+    """Give the URL of the database and its name for people, and stop it if it was started here."""
+    if url is not None:
+        name = {"postgres": "PostgreSQL", "sqlite": "SQLite"}[engine_of(url)]
+        yield url, f"{name}, a database of yours"
+    elif find_binaries():
+        with PostgresServer(data / "postgres") as server:
+            yield server.dsn, f"PostgreSQL {server.version} in {data}"
+    else:
+        path = (data / "sessions.db").resolve()
+        yield f"sqlite:///{quote(str(path))}", f"SQLite in {data} (no PostgreSQL found)"
+
+
+def _keys_in(data: Path) -> list[bytes | None]:
+    """Return the keys that the folder keeps, made by the first run."""
+    path = data / "keys"
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _write_private(path, format_keys(generate_random_key(32), generate_random_key(32)))
+        return parse_keys(path.read_text("ascii"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be used: {error}") from error
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file for the owner only, whole or not at all."""
+    draft = path.with_suffix(f".{os.getpid()}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text + "\n")
+    draft.replace(path)

@@ -1,0 +1,113 @@
+"""Settings as one line of text, as the environment has them: a store's URL, and its keys."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Any, Literal
+from urllib.parse import unquote
+
+from .codecs import pairs
+from .errors import ConfigurationError
+from .store import PGStore, SQLiteStore, Store
+
+__all__ = ["Engine", "engine_of", "format_keys", "open_store", "parse_keys"]
+
+Engine = Literal["postgres", "sqlite"]
+
+_ENGINES: dict[str, Engine] = {
+    "postgresql": "postgres",
+    "postgres": "postgres",
+    "sqlite": "sqlite",
+}
+_SPOKEN = "postgresql://…, postgres://…, sqlite:///relative.db, sqlite:////absolute.db"
+
+
+def open_store(url: str, *keys: bytes | None, **settings: Any) -> Store:
+    """Make the store that a URL names.
+
+    ``postgresql://`` and ``postgres://`` make a `PGStore`, ``sqlite:///relative.db`` and
+    ``sqlite:////absolute.db`` a `SQLiteStore`, whose path may hold %-escapes. ``keys`` and
+    ``settings`` are those of the store that is made.
+
+    Raises `ConfigurationError` for another URL, and what the store raises. No message quotes the
+    URL: it may hold a password.
+    """
+    if engine_of(url) == "postgres":
+        return PGStore(_check_userinfo(url), *keys, **settings)
+    if settings.pop("db_schema", None) is not None:
+        raise ConfigurationError("db_schema is for PostgreSQL: SQLite has no schemas")
+    return SQLiteStore(_sqlite_path(url), *keys, **settings)
+
+
+def engine_of(url: str) -> Engine:
+    """Return which engine a URL is for, by its scheme. Raises as `open_store` does."""
+    scheme, separator, _ = url.partition("://")
+    # What is no scheme may be anything, a password too: it is not quoted.
+    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        raise ConfigurationError(f"the database is given by a URL: {_SPOKEN}")
+    if scheme not in _ENGINES:
+        raise ConfigurationError(f"no store speaks {scheme}://; those known are {_SPOKEN}")
+    return _ENGINES[scheme]
+
+
+def parse_keys(text: str, source: str = "PGSTORE_KEYS") -> list[bytes | None]:
+    """Read the keys of a store from one line: hash key, block key, old hash key, old block key, …
+
+    The keys are base64url, separated by commas; an empty one or ``-`` is None. Raises
+    `ConfigurationError` that begins with ``source`` and quotes no key.
+    """
+    if not text.strip():
+        raise ConfigurationError(f"{source} holds no key: make a pair with 'pgstore keygen'")
+    keys = [_parse_key(item.strip(), n, source) for n, item in enumerate(text.split(","), 1)]
+    try:
+        pairs(*keys)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{source}: {error}") from error
+    return keys
+
+
+def format_keys(*keys: bytes | None) -> str:
+    """Return the line from which `parse_keys` reads these keys."""
+    return ",".join(
+        "-" if key is None else base64.urlsafe_b64encode(key).rstrip(b"=").decode() for key in keys
+    )
+
+
+def _parse_key(item: str, number: int, source: str) -> bytes | None:
+    if item in ("", "-"):
+        return None
+    try:
+        if re.fullmatch(r"[A-Za-z0-9_-]+={0,2}", item):
+            digits = item.rstrip("=")
+            return base64.urlsafe_b64decode(digits + "=" * (-len(digits) % 4))
+    except binascii.Error:
+        pass
+    # Not chained: the cause would say nothing more, and this line cannot quote the key.
+    raise ConfigurationError(f"{source}: key {number} is not base64url")
+
+
+def _check_userinfo(url: str) -> str:
+    """Refuse a password that ends early: libpq would take its rest for a host, and name it in its
+    errors.
+    """
+    rest = url.partition("://")[2]
+    if re.match(r"[^@/]*@[^/?]*@|[^@/?]*/[^?]*@", rest):
+        raise ConfigurationError(
+            "user name, password and database are percent-encoded in a URL: write @ as %40, "
+            "/ as %2F, % as %25"
+        )
+    return url
+
+
+def _sqlite_path(url: str) -> str:
+    rest = url.partition("://")[2]
+    path = unquote(rest[1:])
+    if not rest.startswith("/") or not path or "\0" in path:
+        raise ConfigurationError(
+            "a SQLite URL is sqlite:///relative.db or, with four slashes, sqlite:////absolute.db"
+        )
+    if "?" in rest:
+        raise ConfigurationError("a SQLite URL takes no '?': write it as %3F in a file's name")
+    return path

@@ -1,0 +1,84 @@
+"""The memory backend against the contract, and what is its own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from pgstore.backends.memory import MemoryBackend
+from pgstore.errors import ConfigurationError
+from pgstore.rows import Expiry, PGSession
+from pgstore.testing import NO_TIMES, BackendContract
+
+
+class TestMemoryBackend(BackendContract):
+    @pytest.fixture(autouse=True)
+    def _storage(self) -> None:
+        self.storage = MemoryBackend()
+
+    def make_backend(self) -> MemoryBackend:
+        return self.storage
+
+    def raw_rows(self) -> list[dict[str, Any]]:
+        return [asdict(row) for row in self.storage._rows.values()]
+
+    def raw_shift(self, seconds: float) -> None:
+        for row in list(self.storage._rows.values()):
+            times: dict[str, Any] = {
+                name: time - timedelta(seconds=seconds)
+                for name in NO_TIMES
+                if (time := getattr(row, name)) is not None
+            }
+            self.storage._rows[row.key] = replace(row, **times)
+
+
+ROW = PGSession(
+    key=bytes(16),
+    name="session",
+    generation=0,
+    min_generation=0,
+    secret_hash=b"",
+    data=b"",
+    version=1,
+    max_age=0,
+)
+EXPIRY = Expiry(idle=10.0, lifetime=None, bucket=600.0)
+
+
+def test_row_ends_with_its_expiry() -> None:
+    """A row is live up to its expiry, and not at it; the clock is the one that was given."""
+    now = 1_000_000_000.0
+    backend = MemoryBackend(clock=lambda: now)
+    assert backend.insert(ROW, EXPIRY)
+    now += 9.999999
+    loaded = backend.load(ROW.key)
+    assert loaded
+    assert loaded.now == datetime(2001, 9, 9, 1, 46, 49, 999999, tzinfo=UTC)
+    now = 1_000_000_010.0
+    assert backend.load(ROW.key) is None
+
+
+def test_second_sweep_leaves_it_to_the_first() -> None:
+    """A sweep that meets another returns None."""
+    second: list[int | None] = []
+
+    def clock() -> float:
+        if sweeping:
+            second.append(backend.sweep(10, 0.0))
+        return 0.0
+
+    sweeping = False
+    backend = MemoryBackend(clock=clock)
+    assert backend.insert(ROW, replace(EXPIRY, idle=-1.0))
+    sweeping = True
+    assert backend.sweep(10, 0.0) == 1
+    assert second == [None]
+
+
+def test_table_is_checked() -> None:
+    """A table's name that another backend would refuse is refused here too."""
+    with pytest.raises(ConfigurationError, match="cannot be the table"):
+        MemoryBackend("my sessions")
