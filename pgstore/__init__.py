@@ -31,6 +31,7 @@ from .rows import Backend, PGSession
 from .serializers import TypedSerializer
 from .session import Registry, Session
 from .store import MemoryStore, PGStore, SQLiteStore, Store
+from .urls import open_store, parse_keys
 
 __version__ = "0.1.0"
 
@@ -67,4 +68,6 @@ __all__ = [
     "errors",
     "generate_random_key",
     "merge",
+    "open_store",
+    "parse_keys",
 ]

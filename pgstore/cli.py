@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PGStoreError as error:
         return _fail(error, 1)
     except ImportError as error:
-        if not (error.name or str(error)).startswith(("psycopg", "no pq wrapper")):
+        if "psycopg" not in f"{error.name} {error}":
             raise
         return _fail("PostgreSQL wants psycopg with libpq: pip install 'pgstore[binary]'", 2)
     except KeyboardInterrupt:

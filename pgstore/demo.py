@@ -1,6 +1,4 @@
-"""A small site that shows its visitor the session: its values, and what the row in the database
-holds. It is run by ``pgstore demo``.
-"""
+"""The site of ``pgstore demo``: it shows its visitor the session, and what its row holds."""
 
 from __future__ import annotations
 
@@ -248,7 +246,8 @@ def _cells(row: PGSession, now: datetime) -> Iterator[tuple[str, object, str]]:
     yield "data", _bytes(row.data), "encrypted" if encrypted else "signed, and readable there"
     yield "version", row.version, "random, new with every change"
     yield "user_key", row.user_key or "NULL", "nobody is logged in" if not row.user_key else ""
-    yield "max_age", f"{row.max_age} s", f"{_span(timedelta(seconds=row.max_age))} without a visit"
+    age = _span(timedelta(seconds=row.max_age)) + " without a visit"
+    yield "max_age", f"{row.max_age} s", age if row.max_age else "until the browser is closed"
     yield "ip", row.ip or "NULL", "at the first visit or login"
     yield "user_agent", row.user_agent or "NULL", ""
     for name in ("created_on", "modified_on", "seen_on", "expires_on", "gc_after"):
@@ -259,9 +258,8 @@ def _bytes(data: bytes) -> str:
     return f"{len(data)} bytes"
 
 
-def _time(time: datetime | None, now: datetime) -> Markup | str:
-    if time is None:
-        return "never"
+def _time(time: datetime | None, now: datetime) -> Markup:
+    assert time is not None
     left = time - now
     if abs(left) < timedelta(seconds=1):
         text = "just now"
@@ -273,11 +271,12 @@ def _time(time: datetime | None, now: datetime) -> Markup | str:
 def _span(span: timedelta) -> str:
     """Say a length of time in its largest unit."""
     seconds = int(span.total_seconds())
-    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
-        count = seconds // size
-        if count:
-            return f"{count} {unit}{'' if count == 1 else 's'}"
-    return "0 seconds"
+    size, unit = next((size, unit) for size, unit in _UNITS if seconds >= size or size == 1)
+    count = seconds // size
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
+
+
+_UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 
 
 def _join(parts: Iterable[Markup]) -> Markup:
@@ -324,8 +323,9 @@ table { width: 100%; border-collapse: collapse; }
 th, td { padding: .4rem .75rem .4rem 0; border-top: 1px solid var(--line); text-align: left;
   vertical-align: top; overflow-wrap: anywhere; }
 tr:first-child > * { border-top: 0; }
-th { font-weight: 500; }
-.row th { font: .875em/1.7 ui-monospace, monospace; overflow-wrap: normal; }
+td:last-child { padding-right: 0; }
+th { width: 30%; font-weight: 500; }
+.row th { width: 1%; font: .875em/1.7 ui-monospace, monospace; white-space: nowrap; }
 td small { margin-left: .3rem; }
 td form { float: right; }
 label { flex: 1 1 8rem; }
@@ -363,7 +363,7 @@ _PAGE = Markup("""<!doctype html>
 """)
 
 _PROBLEM = Markup("""<section><h2>{title}</h2><p>{text}</p>
-<p><a href="/">Back to your session</a></p></section>""")
+<p class="line"><a href="/">Back to your session</a></p></section>""")
 
 _MAIN = Markup("""<div class="notices" role="status">{notices}</div>
 <div class="cards">

@@ -109,7 +109,7 @@ def test_every_value_comes_back_exactly(value: Any) -> None:
         "naïve 🍵\0",
         "half a pair: \ud83c",
         b"\x00\xff",
-        dt.datetime.min,
+        dt.datetime(1, 1, 1),
         dt.datetime.max.replace(tzinfo=UTC),
         dt.datetime(2024, 10, 27, 2, 30, fold=0, tzinfo=BERLIN),
         dt.datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=BERLIN),
@@ -249,7 +249,8 @@ from pgstore.serializers import TypedSerializer
 items = ["a", "b", "c", b"a", b"b", None, 1, 2.5, 2**70, dt.date(2024, 1, 1), dt.time(1),
     dt.datetime(2024, 1, 1, tzinfo=dt.UTC), dt.timedelta(1), uuid.UUID(int=5), Decimal("1.5"),
     Markup("m"), ("x", "y"), frozenset({"p", "q", frozenset({"r", "s"})})]
-print(TypedSerializer().dumps([set(items), frozenset(items), {"k": {("z", i) for i in "uvw"}}]).hex())
+nested = {"k": {("z", letter) for letter in "uvw"}}
+print(TypedSerializer().dumps([set(items), frozenset(items), nested]).hex())
 """
 
 
@@ -409,7 +410,7 @@ SUBCLASSES = [
 
 @pytest.mark.parametrize(("value", "base"), SUBCLASSES, ids=lambda x: type(x).__name__)
 def test_a_subclass_is_refused(plain: TypedSerializer, value: Any, base: str) -> None:
-    """An instance of a subclass would come back as its base, so it is refused, and the base told."""
+    """An instance of a subclass would come back as its base: it is refused, and the base told."""
     with pytest.raises(SerializationError, match=f"a subclass of {base} would come back as") as e:
         plain.dumps([value])
     assert (e.value.path, e.value.type) == ("value[0]", type(value))
@@ -476,7 +477,7 @@ def test_a_foreign_zone_is_refused(
     plain: TypedSerializer, moment: dt.datetime | dt.time, zone: dt.tzinfo
 ) -> None:
     """A tzinfo that could not be restored exactly is refused, and the message says which can."""
-    with pytest.raises(SerializationError, match="tzinfo must be datetime.timezone or a named"):
+    with pytest.raises(SerializationError, match="tzinfo must be datetime"):
         plain.dumps([(moment.replace(tzinfo=zone),)])
 
 

@@ -74,7 +74,7 @@ class MemoryLab(Lab):
         super().__init__()
         self.backend = MemoryBackend()
 
-    def make(self, *keys: bytes | None, **settings: Any) -> Store:
+    def make(self, *keys: bytes | None, pool_size: int = 0, **settings: Any) -> Store:
         return Store(self.backend, *keys, **settings)
 
     @property
@@ -103,7 +103,7 @@ class SQLiteLab(Lab):
         super().__init__()
         self.path = path
 
-    def make(self, *keys: bytes | None, **settings: Any) -> Store:
+    def make(self, *keys: bytes | None, pool_size: int = 0, **settings: Any) -> Store:
         return SQLiteStore(self.path, *keys, **settings)
 
     def rows(self) -> list[dict[str, Any]]:

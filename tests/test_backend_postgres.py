@@ -1,0 +1,92 @@
+"""The contract of a backend, on every PostgreSQL that is found, and the ways to reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+import psycopg
+import psycopg_pool
+import pytest
+from support.postgres import PostgresServers, fresh_schema, postgres_versions
+from support.stores import PostgresLab
+
+from pgstore.backends.postgres import PostgresBackend
+from pgstore.backends.postgres_pool import BorrowedPool, OwnPool, Pool
+from pgstore.errors import ConfigurationError
+from pgstore.rows import Backend, PGSession
+from pgstore.testing import BackendContract, in_fork
+
+COLUMNS = [field.name for field in fields(PGSession)]
+
+
+class PostgresContract(BackendContract):
+    """The contract on one server; a subclass says how it is reached."""
+
+    version = 0
+
+    @pytest.fixture(autouse=True)
+    def _storage(self, postgres: PostgresServers) -> Iterator[None]:
+        dsn = postgres(self.version).dsn
+        with fresh_schema(dsn) as schema, PostgresLab(dsn, schema) as self.lab:
+            yield
+
+    def make_pool(self) -> Pool:
+        return OwnPool(self.lab.dsn, size=8, statement_timeout=10.0, pool_timeout=10.0)
+
+    def make_backend(self) -> Backend:
+        return PostgresBackend(self.make_pool(), db_schema=self.lab.schema)
+
+    def raw_rows(self) -> list[dict[str, Any]]:
+        rows = self.lab.rows()
+        for row in rows:
+            row["meta"] = row["meta"] or {}
+        return rows
+
+    def raw_shift(self, seconds: float) -> None:
+        self.lab.pass_time(seconds)
+
+
+for _version in postgres_versions():
+    _name = f"TestPostgreSQL{_version or ''}"
+    globals()[_name] = type(_name, (PostgresContract,), {"version": _version})
+
+
+class TestPoolerMode(PostgresContract):
+    """With nothing prepared, as behind PgBouncer in transaction mode."""
+
+    def make_pool(self) -> Pool:
+        return OwnPool(
+            self.lab.dsn,
+            size=8,
+            statement_timeout=10.0,
+            pool_timeout=10.0,
+            pooler="transaction",
+        )
+
+
+class TestBorrowedPool(PostgresContract):
+    """Over a pool of the caller's, whose connections are not in autocommit."""
+
+    @pytest.fixture(autouse=True)
+    def _pools(self, _storage: None) -> Iterator[None]:
+        self.pools: list[psycopg_pool.ConnectionPool[psycopg.Connection[Any]]] = []
+        yield
+        for pool in self.pools:
+            pool.close()
+
+    def make_pool(self) -> Pool:
+        pool = psycopg_pool.ConnectionPool(self.lab.dsn, min_size=1, max_size=8, open=True)
+        self.pools.append(pool)
+        return BorrowedPool(pool, statement_timeout=10.0, pool_timeout=10.0)
+
+    def test_forked_child(self, backend: Backend) -> None:
+        """A pool of the caller's does not cross a fork; the child is told so."""
+        backend.load(b"")
+
+        def child() -> None:
+            with pytest.raises(ConfigurationError, match="belong to the parent process"):
+                backend.load(b"")
+
+        assert in_fork(child) == 0
