@@ -25,6 +25,7 @@ from .errors import (
     CookieError,
     PGStoreError,
     RowError,
+    SerializationError,
     SessionGone,
     SessionNotFound,
     SessionTooLong,
@@ -195,7 +196,7 @@ def decide(rules: Rules, session: Session, ip: str | None, agent: str | None) ->
     max_age = session._options.max_age if session._options else row.max_age
     renewed = session._id is not base.id
     due = base.now - _known(row.seen_on) >= timedelta(seconds=rules.lifetimes.touch_after(max_age))
-    if base.contents is None:
+    if base.contents is None and not session._overwrite:
         assert session.error is not None
         if contents or renewed or meta != row.meta:
             raise session.error
@@ -238,13 +239,12 @@ def rebase(rules: Rules, session: Session, loaded: Loaded | None) -> None:
     if loaded is None or base.id.generation < loaded.row.min_generation:
         raise SessionGone(session.handle)
     row = loaded.row
-    theirs, _ = _open(rules, loaded, base.id, resign=base.resign)
+    theirs, unreadable = _open(rules, loaded, base.id, resign=base.resign)
+    # What another user's session holds is not taken over by the one who logs in on top of it.
     stranger = session._login and row.user_key not in (None, session._user_key)
-    if theirs.contents is None or base.contents is None:
-        # Their data cannot be merged with. An explicit clear() stores over it; nothing else gets
-        # here.
-        theirs = replace(theirs, contents=Contents({}, {}), reseal=True)
-    elif theirs.contents != base.contents and not stranger:
+    if not (stranger or session._overwrite):
+        if theirs.contents is None or base.contents is None:
+            raise unreadable or RowError("the stored session cannot be merged with")
         ours = _encode(rules, session)
         values = _merge(base.contents.values, theirs.contents.values, ours.values, rules)
         flashes = _merge(base.contents.flashes, theirs.contents.flashes, ours.flashes)
@@ -269,8 +269,9 @@ def mergeable(rules: Rules, session: Session, write: Update) -> bool:
     twice.
     """
     base = session._base
-    assert base is not None and base.contents is not None
-    before, after = base.contents.values, write.contents.values
+    assert base is not None
+    before = base.contents.values if base.contents else {}
+    after = write.contents.values
     return not any(before.get(key) != after.get(key) for key in rules.merge)
 
 
@@ -291,7 +292,7 @@ def settle(session: Session, write: Write, row: PGSession | None) -> None:
     else:
         resign = base is not None and base.resign
         session._base = Snapshot(row, session._id, write.contents, now, resign=resign)
-        session._login = False
+        session._login = session._overwrite = False
 
 
 def sends_cookie(write: Write) -> bool:
@@ -346,8 +347,8 @@ def _encode(rules: Rules, session: Session) -> Contents:
             {key: dumps(item, "value") for key, item in session.values.items()},
             {flash: dumps(item, "flash") for flash, item in session._flashes.items()},
         )
-    except PGStoreError:
-        # Again, slowly, for the error's path.
+    except SerializationError:
+        # Again, for the path from the top.
         dumps(session.values, "values")
         dumps(list(session._flashes.values()), "flashes")
         raise
@@ -355,7 +356,13 @@ def _encode(rules: Rules, session: Session) -> Contents:
 
 def _seal(rules: Rules, row: PGSession, contents: Contents) -> PGSession:
     flashes = [[key, ident, item] for (key, ident), item in contents.flashes.items()]
-    data = rules.serializer.dumps([dict(contents.values), flashes])
+    try:
+        data = rules.serializer.dumps([dict(contents.values), flashes])
+    except SerializationError:
+        # Again, for the path of the key.
+        rules.serializer.dumps(dict.fromkeys(contents.values), "values")
+        rules.serializer.dumps([key for key, _, _ in flashes], "flashes")
+        raise
     if 0 < rules.max_length < len(data):
         raise SessionTooLong(len(data), rules.max_length)
     return replace(row, data=rules.sealers[0].seal(data, _context(rules.table, row)))

@@ -90,6 +90,7 @@ class Session:
         self._options: SessionOptions | None = None
         self._user_key: str | None = None
         self._login = False
+        self._overwrite = False
         self._ended: list[Snapshot] = []
         self._forget: Options | None = None
 
@@ -132,8 +133,7 @@ class Session:
         """
         self.values.clear()
         self._flashes.clear()
-        if self._base is not None and self._base.contents is None:
-            self._base = replace(self._base, contents=Contents({}, {}), reseal=True)
+        self._overwrite = self._base is not None and self._base.contents is None
 
     def add_flash(self, value: Any, key: Hashable = _DEFAULT_FLASH_KEY) -> None:
         """Add a message for a later request to show (gorilla's ``AddFlash``)."""
@@ -246,7 +246,7 @@ class Session:
         self.meta.clear()
         self._flashes.clear()
         self._base = self._user_key = self._options = None
-        self._login = False
+        self._login = self._overwrite = False
         self._id = self._id.unrelated()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from threading import Event
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeGuard
 
 from . import plan
 from .cleanup import Cleaner, SweepResult
@@ -36,7 +36,7 @@ from .errors import (
 from .ids import SessionId
 from .merge import MergeFunction
 from .options import Lifetimes, Options, check_cookie_name, seconds
-from .rows import Backend, PGSession
+from .rows import Backend, Loaded, PGSession
 from .serializers import TypedSerializer
 from .session import Registry, Session, Snapshot, environ_of
 
@@ -476,8 +476,6 @@ class _Save:
         self._backend = backend
         self._session = session
         self._client = (ip, agent)
-        # The versions that this save has tried to write: a row that holds one of them is its own.
-        self._versions: set[int] = set()
         self._sent: plan.Write | None = None
 
     def run(self, seconds: float) -> bool:
@@ -515,10 +513,8 @@ class _Save:
         self._sent = write
         match write:
             case plan.Insert(row, expiry):
-                self._versions.add(row.version)
                 return backend.insert(row, expiry)
             case plan.Update(row, version, expiry, _, login):
-                self._versions.add(row.version)
                 return backend.update(row, version, expiry, login=login)
             case plan.Touch(row, expiry):
                 return backend.touch(row, expiry)
@@ -526,12 +522,23 @@ class _Save:
                 return backend.delete(row.key, version=row.version)
         raise AssertionError(write)
 
+    def _is_ours(self, loaded: Loaded | None) -> TypeGuard[Loaded]:
+        """Tell whether the row is as the last write of this save wanted it: then it was done.
+
+        No earlier write can still arrive once another was decided on: the version that it was to
+        replace is gone.
+        """
+        match self._sent:
+            case plan.Insert(row) | plan.Update(row):
+                return loaded is not None and loaded.row.version == row.version
+        return False
+
     def _send_locked(self, write: plan.Write) -> _Outcome:
         """Load and write under the row's lock, so that nobody can be faster."""
         key = self._session._id.selector
         with self._backend.locked(key) as backend:
             loaded = backend.load(key)
-            if loaded is not None and loaded.row.version in self._versions:
+            if self._is_ours(loaded):
                 return write, loaded.row
             plan.rebase(self._rules, self._session, loaded)
             again = self._decide()
@@ -540,7 +547,7 @@ class _Save:
     def _overtaken(self, write: plan.Write) -> _Outcome:
         """The write found no such row: look, and decide again on what there is."""
         loaded = self._backend.load(self._session._id.selector)
-        if loaded is not None and loaded.row.version in self._versions:
+        if self._is_ours(loaded):
             return write, loaded.row  # an earlier try of ours, of which no answer came
         if isinstance(write, plan.Insert):
             self._session._id = self._session._id.unrelated()  # the key is taken
@@ -556,22 +563,24 @@ class _Save:
             loaded = self._backend.load(self._session._id.selector)
         except BackendError as blind:
             raise error from blind
-        if loaded is not None and loaded.row.version in self._versions:
+        if self._is_ours(loaded):
             return write, loaded.row
         match write:
-            case plan.Insert(row) if row.user_key is None and loaded is None:
-                return write, None  # nobody knows this id, so nobody can have deleted it
-            case plan.Insert():
-                raise error  # stored and revoked, or never stored: it must not come back
-            case plan.Update(_, version) if loaded is not None and loaded.row.version == version:
-                return (
-                    write,
-                    None,
-                )  # the same version number: should it still arrive, it is seen as ours
-            case plan.Update() if loaded is not None and not plan.mergeable(
-                self._rules, self._session, write
-            ):
-                raise error  # it may be in what the other writer stored; a counter must not count twice
+            case plan.Insert(row):
+                # Nobody knows an anonymous id yet, so nobody can have deleted its row. One with a
+                # user may have been stored and revoked: it must not come back.
+                if row.user_key is None and loaded is None:
+                    return write, None
+                raise error
+            case plan.Update(_, version) if loaded is not None:
+                # Again under the same version number: should the first one still arrive, it is
+                # seen to be ours.
+                if loaded.row.version == version:
+                    return write, None
+                # Another writer came after it, or instead of it. Plain keys can be set twice, but a
+                # counter must not count twice.
+                if not plan.mergeable(self._rules, self._session, write):
+                    raise error
             case plan.Delete(row) if loaded is None:
                 return write, row
         plan.rebase(self._rules, self._session, loaded)

@@ -97,7 +97,7 @@ def refusal(codec: SecureCookie, value: str, name: str = "sid") -> type[CookieEr
 
 
 def from_base64(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    return base64.urlsafe_b64decode(text + "===")
 
 
 # -- what goes in comes out ------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_cookies_of_earlier_releases_are_read(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["signed, undated", "signed, dated"])
 def test_cookies_are_written_as_by_earlier_releases(kind: str) -> None:
-    """The forms of a cookie are frozen: an older process of the same site reads what this writes."""
+    """The forms of a cookie are frozen: an older process of the same site reads what we write."""
     assert cookie_codec(**KINDS[kind]).encode("sid", VALUE) == GOLDEN_COOKIES[kind]
 
 
@@ -263,7 +263,7 @@ def test_the_signature_of_another_value_does_not_fit(codec: SecureCookie) -> Non
 
 
 def last_letter_plus(spare: int) -> Callable[[str], str]:
-    """Change bits of the last letter that no byte uses: 43 letters are two bits more than 32 bytes."""
+    """Change bits of the last letter that no byte uses: 43 letters hold 2 bits more than needed."""
     return lambda text: text[:-1] + ALPHABET[ALPHABET.index(text[-1]) ^ spare]
 
 
@@ -565,7 +565,7 @@ def test_keys_come_in_pairs(make: Callable[..., list[Any]], keys: Any, kinds: li
 @pytest.mark.parametrize("make", [codecs_from_pairs, sealers_from_pairs])
 def test_no_keys_at_all_are_refused(make: Callable[..., Any]) -> None:
     """Without a key there is nothing to sign with: the error says how to make one."""
-    with pytest.raises(ConfigurationError, match="at least one hash key is needed.*keygen"):
+    with pytest.raises(ConfigurationError, match=r"at least one hash key is needed.*keygen"):
         make()
 
 

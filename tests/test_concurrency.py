@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from support.stores import KEYS, Browser, Lab, Visit
 
-from pgstore import BackendError, ConflictError, SessionGone, Store, merge
+from pgstore import BackendError, ConflictError, SessionGone, Store, TypedSerializer, merge
 from pgstore.backends.memory import MemoryBackend
+from pgstore.errors import UnknownTypeError
 
 
 @pytest.fixture
@@ -574,3 +575,58 @@ def test_when_looking_fails_too(lossy: Lossy, store: Store) -> None:
         visit.save()
     assert caught.value.outcome_unknown
     assert "Set-Cookie" not in visit.headers
+
+
+# -- data that this process cannot read
+
+
+class Point:
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Point) and other.x == self.x
+
+    def __hash__(self) -> int:
+        return hash(self.x)
+
+
+@pytest.fixture
+def knowing(lab: Lab) -> Store:
+    """Return a store that knows a type which the others do not."""
+    serializer = TypedSerializer()
+    serializer.register(Point, "point", dump=lambda point: point.x, load=Point)
+    return lab.store(serializer=serializer)
+
+
+@pytest.mark.parametrize("as_key", [False, True])
+def test_an_unknown_type_that_arrives_in_mid_request(
+    lab: Lab, known: Browser, knowing: Store, as_key: bool
+) -> None:
+    """A save that would have to merge with a type that it does not know raises, and writes nothing."""
+    slow = Visit(copy(known), lab.store())
+    with known.visit(knowing) as session:
+        session[Point(1) if as_key else "point"] = Point(1)
+    before = lab.row()
+    slow.session["n"] = 11
+    for _ in range(2):
+        with pytest.raises(UnknownTypeError):
+            slow.save()
+    assert lab.row() == before
+
+
+@pytest.mark.parametrize("as_key", [False, True])
+def test_clearing_an_unknown_type_against_another_writer(
+    lab: Lab, known: Browser, knowing: Store, as_key: bool
+) -> None:
+    """An explicit clear stores over what another writer added meanwhile, readable or not."""
+    with known.visit(knowing) as session:
+        session[Point(1) if as_key else "point"] = Point(1)
+    cleared = Visit(copy(known), lab.store())
+    assert isinstance(cleared.session.error, UnknownTypeError)
+    cleared.session.clear()
+    cleared.session["x"] = 1
+    with known.visit(knowing) as session:
+        session["more"] = Point(2)
+    cleared.save()
+    assert values(lab, known) == {"x": 1}

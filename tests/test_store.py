@@ -693,3 +693,16 @@ def test_a_gone_session_says_so(lab: Lab, browser: Browser) -> None:
     assert caught.value.handle == slow.session.handle
     assert "Set-Cookie" not in slow.headers
     assert lab.rows() == []
+
+
+@pytest.mark.parametrize("where", ["values", "flashes"])
+def test_a_key_that_cannot_be_serialized(browser: Browser, where: str) -> None:
+    """A key is named like a value is."""
+    visit = Visit(browser, MemoryStore(*KEYS))
+    if where == "values":
+        visit.session["ok"], visit.session[object()] = 1, 2
+    else:
+        visit.session.add_flash("text", key=object())
+    with pytest.raises(SerializationError, match=rf"^{where}.*\(builtins.object\)"):
+        visit.save()
+    assert visit.session.is_new

@@ -1,0 +1,68 @@
+"""The README's examples, executed as they are printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.stores import KEYS, PostgresLab
+from werkzeug.datastructures import Headers
+from werkzeug.test import Client
+
+from pgstore.urls import format_keys
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def handler(pg_lab: PostgresLab, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return the names that the README's first example defines."""
+    dsn = f"{pg_lab.dsn}?options=-c%20search_path%3D{pg_lab.schema}"
+    monkeypatch.setenv("PGSTORE_DSN", dsn)
+    monkeypatch.setenv("PGSTORE_KEYS", format_keys(*KEYS))
+    names: dict[str, Any] = {"__name__": "example", "dsn": dsn, "keys": KEYS}
+    exec(compile(EXAMPLES[0], "README.md", "exec"), names)
+    pg_lab._stores.append(names["store"])
+    return names
+
+
+def test_the_handler(handler: dict[str, Any], pg_lab: PostgresLab) -> None:
+    """The first example is a WSGI application that counts visits in a real PostgreSQL."""
+    client = Client(handler["app"])
+    assert [client.get("/").text for _ in range(3)] == [
+        f"visit number {number}\n" for number in (1, 2, 3)
+    ]
+    assert Client(handler["app"]).get("/").text == "visit number 1\n"
+    assert len(pg_lab.rows()) == 2
+
+
+def test_the_other_examples(handler: dict[str, Any], pg_lab: PostgresLab) -> None:
+    """The other examples run as they are printed, with the names of the text."""
+    request: dict[str, Any] = {"wsgi.url_scheme": "http"}
+    response = Headers()
+    names = handler | {"request": request, "response": response}
+    for example in EXAMPLES[1:]:
+        exec(compile(example, "README.md", "exec"), names)
+        if names["store"] not in pg_lab._stores:
+            pg_lab._stores.append(names["store"])
+    assert "session=;" in response["Set-Cookie"]
+    assert pg_lab.rows() == []
+
+
+def test_the_two_commands() -> None:
+    """The README has the two commands of a first visit, and CI runs the second one as it stands."""
+    commands = re.findall(r"^    (python3 -m venv .*)$", README, re.MULTILINE)
+    assert len(commands) == 2
+    assert commands[0].endswith("&& .venv/bin/pgstore demo")
+    assert commands[1] in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link in README and docs names a file that exists."""
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
