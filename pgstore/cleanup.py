@@ -28,7 +28,7 @@ _RESULTS_KEPT = 100
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """What one sweep did: ``deleted`` rows, or the ``error`` that ended it (it goes on next time)."""
+    """What one sweep did: ``deleted`` rows, or the ``error`` that ended it."""
 
     deleted: int = 0
     error: Exception | None = None
@@ -134,10 +134,10 @@ class _Loop:
 
     def _run(self) -> None:
         try:
-            while not self.quit.wait(self._pause * random.uniform(1 - _JITTER, 1 + _JITTER)):
+            while not self.quit.wait(self._pause * _jitter()):
                 try:
                     result = SweepResult(deleted=self._cleaner.sweep(self.quit))
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - reported; sweeping goes on
                     result = SweepResult(error=error)
                 self._report(result)
         finally:
@@ -160,6 +160,10 @@ class _Results:
     def take(self) -> Iterator[SweepResult]:
         while (result := self._queue.get()) is not None:
             yield result
+
+
+def _jitter() -> float:
+    return random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - no secret
 
 
 def _check_interval(interval: float | timedelta) -> float:

@@ -64,7 +64,7 @@ class Codec(Protocol):
         """Return the text for a cookie called ``name``."""
 
     def decode(self, name: str, value: str) -> Any:
-        """Return what `encode` was given. Raises `CookieError` for anything that it did not make."""
+        """Return what `encode` was given. Raises `CookieError` for what it did not make."""
 
 
 class Sealer(Protocol):
@@ -282,7 +282,8 @@ def pairs(*keys: bytes | None) -> list[KeyPair]:
     """
     if not keys:
         raise ConfigurationError(
-            "at least one hash key is needed: make one with generate_random_key(32) or 'pgstore keygen'"
+            "at least one hash key is needed: make one with generate_random_key(32) or "
+            "'pgstore keygen'"
         )
     blocks = [*keys[1::2], None] if len(keys) % 2 else keys[1::2]
     found, problems = [], []

@@ -117,7 +117,8 @@ class HttpsCheck:
         ):
             self._warned = True
             _log.warning(
-                "X-Forwarded-Proto says https, but the WSGI server says http, so session cookies go out "
-                "without Secure: wrap the application in werkzeug's ProxyFix, or set secure=True"
+                "X-Forwarded-Proto says https, but the WSGI server says http, so session cookies "
+                "go out without "
+                "Secure: wrap the application in werkzeug's ProxyFix, or set secure=True"
             )
         return https

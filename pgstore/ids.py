@@ -49,7 +49,7 @@ class SessionId:
 
     @classmethod
     def new(cls, birth_seconds: float) -> SessionId:
-        """Make a new id; the birth time (Unix seconds) only puts neighbours in time side by side."""
+        """Make a new id; the birth time, in Unix seconds, only keeps neighbours in time close."""
         birth = (int(birth_seconds) & 0xFF_FFFF_FFFF).to_bytes(5, "big")
         return cls(birth + secrets.token_bytes(SELECTOR_BYTES - 5), 0, _new_secret())
 
@@ -75,7 +75,8 @@ class SessionId:
         """Return an id for the same row with a new secret and the generation after ``after``."""
         if after >= MAX_GENERATION:
             raise ConfigurationError(
-                f"a session's secret can be renewed {MAX_GENERATION} times; delete it and start anew"
+                f"a session's secret can be renewed {MAX_GENERATION} times: "
+                "delete it and start anew"
             )
         return SessionId(self.selector, after + 1, _new_secret())
 

@@ -1,4 +1,4 @@
-"""Cookie attributes and lifetimes: what a store is told once, and each session may copy and change."""
+"""Cookie attributes and lifetimes: what a store is told once, and a session may change."""
 
 from __future__ import annotations
 
@@ -202,8 +202,8 @@ class Lifetimes:
         ttl = self.time_to_live(max_age)
         if self.touch_interval is not None and self.touch_interval >= ttl / 2:
             raise ConfigurationError(
-                f"touch_interval ({self.touch_interval:g} s) must be less than half of the shortest "
-                f"time to live ({ttl:g} s)"
+                f"touch_interval ({self.touch_interval:g} s) must be less than half of the "
+                f"shortest time to live ({ttl:g} s)"
             )
 
     def time_to_live(self, max_age: int) -> float:

@@ -319,25 +319,15 @@ def resigned(session: Session) -> None:
 def _open(
     rules: Rules, loaded: Loaded, id: SessionId, *, resign: bool
 ) -> tuple[Snapshot, PGStoreError | None]:
-    """Open a row's data. Raises `RowError` when it was not sealed for this row with one of our
-    keys.
-    """
+    """Open a row. Raises `RowError` for data that is not this row's."""
     row, now = loaded
-    context = _context(rules.table, row)
-    for index, sealer in enumerate(rules.sealers):
-        try:
-            data = sealer.open(row.data, context)
-            break
-        except RowError as refused:
-            error = refused
-    else:
-        raise error
+    data, old_key = _unseal(rules, row)
     try:
         values, flashes = rules.serializer.loads(data)
         contents = Contents(values, {(key, ident): item for key, ident, item in flashes})
     except UnknownTypeError as unknown:
-        return Snapshot(row, id, None, now, index > 0, resign), unknown
-    return Snapshot(row, id, contents, now, index > 0, resign), None
+        return Snapshot(row, id, None, now, old_key, resign), unknown
+    return Snapshot(row, id, contents, now, old_key, resign), None
 
 
 def _encode(rules: Rules, session: Session) -> Contents:
@@ -373,17 +363,23 @@ def reseal(rules: Rules, row: PGSession) -> PGSession | None:
 
     Raises `RowError` when no key opens it.
     """
+    data, old_key = _unseal(rules, row)
+    if not old_key:
+        return None
+    sealed = rules.sealers[0].seal(data, _context(rules.table, row))
+    return replace(row, data=sealed, version=_new_version())
+
+
+def _unseal(rules: Rules, row: PGSession) -> tuple[bytes, bool]:
+    """Return a row's data, and whether an old key opened it. Raises `RowError` when none does."""
     context = _context(rules.table, row)
-    for index, sealer in enumerate(rules.sealers):
+    refusals: list[RowError] = []
+    for sealer in rules.sealers:
         try:
-            data = sealer.open(row.data, context)
+            return sealer.open(row.data, context), bool(refusals)
         except RowError as refused:
-            error = refused
-            continue
-        if index == 0:
-            return None
-        return replace(row, data=rules.sealers[0].seal(data, context), version=_new_version())
-    raise error
+            refusals.append(refused)
+    raise refusals[0]
 
 
 def _context(table: str, row: PGSession) -> bytes:
@@ -429,7 +425,7 @@ def _adopt(
     merged: Mapping[Any, bytes],
     loads: Callable[[bytes], Any],
 ) -> None:
-    """Bring the decoded values to ``merged``, leaving the objects alone that the handler may hold."""
+    """Bring the decoded values to ``merged``; what did not change stays the handler's object."""
     for key in ours.keys() - merged.keys():
         del live[key]
     for key, item in merged.items():

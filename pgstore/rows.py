@@ -174,8 +174,8 @@ def check_table(name: str, *, what: str = "table", longest: int = 48) -> str:
     fits = isinstance(name, str) and name.isascii() and name.isidentifier() and len(name) <= longest
     if not fits:
         raise ConfigurationError(
-            f"{name!r} cannot be the {what}: use ASCII letters, digits and underscores, not starting with a "
-            f"digit, at most {longest}"
+            f"{name!r} cannot be the {what}: use ASCII letters, digits and underscores, not "
+            f"starting with a digit, at most {longest}"
             + (" (the schema goes into db_schema)" if what == "table" else "")
         )
     return name

@@ -30,7 +30,7 @@ _BUFFER_BYTES = 1024
 
 
 class Serializer(Protocol):
-    """Turns a value into bytes and back. `SecureCookie` takes any; stores take a `TypedSerializer`."""
+    """Turns a value into bytes and back. `SecureCookie` takes any, a store a `TypedSerializer`."""
 
     def dumps(self, value: Any, /) -> bytes:
         """Return the value's bytes. Raises `SerializationError` for what it cannot carry."""
@@ -248,7 +248,7 @@ class TypedSerializer:
             case _Ext.DECIMAL:
                 return Decimal(data.decode("ascii"))
             case _Ext.MARKUP:
-                return Markup(data.decode("utf-8", "surrogatepass"))
+                return Markup(data.decode("utf-8", "surrogatepass"))  # noqa: S704 - it was one
             case _Ext.REGISTERED:
                 tag, content = self._unpacked(data)
                 registered = self._tags.get(tag)
@@ -312,7 +312,7 @@ def _hint(kind: type) -> str:
 
 
 def _show(key: Hashable) -> str:
-    """Name a key in a path; long ones are cut, and what is no str or number is named by its type."""
+    """Name a key in a path: long ones are cut, and most are named by their type only."""
     if type(key) is str:
         return f'"{key if len(key) <= 40 else key[:39] + "…"}"'
     short = type(key) in (bool, type(None)) or (type(key) is int and key.bit_length() <= 64)

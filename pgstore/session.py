@@ -123,7 +123,7 @@ class Session:
         return self.values.get(key, default)
 
     def pop(self, key: Hashable, *default: Any) -> Any:
-        """Remove ``key`` and return its value; without a default, raise KeyError when it is absent."""
+        """Remove ``key`` and return its value, or the default; without one, raise KeyError."""
         return self.values.pop(key, *default)
 
     def clear(self) -> None:
@@ -151,7 +151,7 @@ class Session:
 
     @property
     def id(self) -> str:
-        """The session's id as text. It is the bearer's secret: never show or log it; see `handle`."""
+        """The session's id as text. It is the bearer's secret: show and log `handle` instead."""
         return self._id.to_text()
 
     @property
@@ -276,7 +276,8 @@ class Registry:
             known = self._sessions[name] = store, store.new(self._request, name)
         if known[0] is not store:
             raise ConfigurationError(
-                f"two stores use the cookie name {name!r} in one request: give each a name of its own"
+                f"two stores use the cookie name {name!r} in one request: give each a name of its "
+                "own"
             )
         return known[1]
 
@@ -290,7 +291,7 @@ class Registry:
         for _, session in self._sessions.values():
             try:
                 session.save(self._request, response)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - raised below
                 errors.append(error)
         if len(errors) == 1:
             raise errors[0]
@@ -303,7 +304,8 @@ def environ_of(request: Any) -> MutableMapping[str, Any]:
     environ = getattr(request, "environ", request)
     if not isinstance(environ, MutableMapping):
         raise ConfigurationError(
-            f"the request must be a werkzeug Request or a WSGI environ, not {type(request).__name__}"
+            "the request must be a werkzeug Request or a WSGI environ, "
+            f"not {type(request).__name__}"
         )
     return environ
 

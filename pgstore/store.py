@@ -489,8 +489,8 @@ class _Save:
                 return plan.sends_cookie(write)
             if write is not None and time.monotonic() > deadline:
                 raise ConflictError(
-                    f"other writers of session {self._session.handle} were faster for {seconds:g} s; "
-                    "nothing was written"
+                    f"other writers of session {self._session.handle} were faster for "
+                    f"{seconds:g} s; nothing was written"
                 )
             tries += 1
         return False

@@ -35,7 +35,7 @@ def open_store(url: str, *keys: bytes | None, **settings: Any) -> Store:
     URL: it may hold a password.
     """
     if engine_of(url) == "postgres":
-        return PGStore(_check_userinfo(url), *keys, **settings)
+        return PGStore(url, *keys, **settings)
     if settings.pop("db_schema", None) is not None:
         raise ConfigurationError("db_schema is for PostgreSQL: SQLite has no schemas")
     return SQLiteStore(_sqlite_path(url), *keys, **settings)
@@ -86,19 +86,6 @@ def _parse_key(item: str, number: int, source: str) -> bytes | None:
         pass
     # Not chained: the cause would say nothing more, and this line cannot quote the key.
     raise ConfigurationError(f"{source}: key {number} is not base64url")
-
-
-def _check_userinfo(url: str) -> str:
-    """Refuse a password that ends early: libpq would take its rest for a host, and name it in its
-    errors.
-    """
-    rest = url.partition("://")[2]
-    if re.match(r"[^@/]*@[^/?]*@|[^@/?]*/[^?]*@", rest):
-        raise ConfigurationError(
-            "user name, password and database are percent-encoded in a URL: write @ as %40, "
-            "/ as %2F, % as %25"
-        )
-    return url
 
 
 def _sqlite_path(url: str) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 import psycopg
 import psycopg_pool
 import pytest
-from support.postgres import PostgresServers, fresh_schema, postgres_versions
-from support.stores import PostgresLab
 
 from pgstore.backends.postgres import PostgresBackend
 from pgstore.backends.postgres_pool import BorrowedPool, OwnPool, Pool
 from pgstore.errors import ConfigurationError
 from pgstore.rows import Backend, PGSession
 from pgstore.testing import BackendContract, in_fork
+from support.postgres import PostgresServers, fresh_schema, postgres_versions
+from support.stores import PostgresLab
 
 COLUMNS = [field.name for field in fields(PGSession)]
 

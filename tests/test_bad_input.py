@@ -1,4 +1,6 @@
-"""What a client may send and what may stand in a row: a new session and a reason, never an exception."""
+"""What a client may send and what may stand in a row: a new session and a reason, never an
+exception.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from support.stores import KEYS, Browser, Lab, Visit
 from werkzeug.datastructures import Headers
 
 from pgstore import CookieError, MemoryStore, RowError, SessionNotFound, Store
 from pgstore.errors import CookieMalformed, CookieSignatureInvalid, CookieTooLong
 from pgstore.ids import SessionId
+from support.stores import KEYS, Browser, Lab, Visit
 
 
 @pytest.fixture

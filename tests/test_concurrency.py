@@ -1,4 +1,4 @@
-"""Parallel requests on one session: nothing lost, nothing revived. Races are staged, not hoped for."""
+"""Parallel requests on one session: nothing lost, nothing revived. Races are staged."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from copy import copy
 from typing import Any
 
 import pytest
-from support.stores import KEYS, Browser, Lab, Visit
 
 from pgstore import BackendError, ConflictError, SessionGone, Store, TypedSerializer, merge
 from pgstore.backends.memory import MemoryBackend
 from pgstore.errors import UnknownTypeError
+from support.stores import KEYS, Browser, Lab, Visit
 
 
 @pytest.fixture
@@ -79,7 +79,9 @@ def test_changes_in_place_count(lab: Lab, known: Browser) -> None:
 
 
 def test_a_handlers_objects_stay_its_own(lab: Lab, known: Browser) -> None:
-    """After a save that merged, objects that the handler still holds can be changed and saved again."""
+    """After a save that merged, objects that the handler still holds can be changed and saved
+    again.
+    """
     store = lab.store()
     with known.visit(store) as session:
         session["cart"] = ["tea"]
@@ -387,7 +389,7 @@ def test_conflict_error_when_the_deadline_passes() -> None:
 
 
 class Lossy(MemoryBackend):
-    """Loses the answer to the next write, before or after it was done, and then runs ``meanwhile``."""
+    """Loses the next write, or the answer to it, and then runs ``meanwhile``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -459,7 +461,7 @@ def test_an_update_without_an_answer(lossy: Lossy, store: Store, lost: str) -> N
 def test_an_update_without_an_answer_and_another_writer(
     lossy: Lossy, store: Store, lost: str
 ) -> None:
-    """Superseded: plain keys are applied again; a key with a merge function is not counted twice."""
+    """Superseded: plain keys are applied again; a counter is not counted twice."""
     browser = Browser()
     with browser.visit(store) as session:
         session["hits"], session["x"] = 1, 1
@@ -603,7 +605,7 @@ def knowing(lab: Lab) -> Store:
 def test_an_unknown_type_that_arrives_in_mid_request(
     lab: Lab, known: Browser, knowing: Store, as_key: bool
 ) -> None:
-    """A save that would have to merge with a type that it does not know raises, and writes nothing."""
+    """A save that would have to merge with an unknown type raises, and writes nothing."""
     slow = Visit(copy(known), lab.store())
     with known.visit(knowing) as session:
         session[Point(1) if as_key else "point"] = Point(1)

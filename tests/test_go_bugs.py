@@ -1,7 +1,7 @@
 """The bugs of the Go originals, one test each: they must not come back.
 
-What a test here names is a bug of gorilla's pgstore, sessionup's SQLite store, or an scs store. Those of user
-lists and hooks are tested where these are.
+What a test here names is a bug of gorilla's pgstore, sessionup's SQLite store, or an scs store.
+Those of user lists and hooks are tested where these are.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from pathlib import Path
 import psycopg
 import psycopg_pool
 import pytest
-from support.postgres import PostgresServers
-from support.stores import KEYS, Browser, Lab, PostgresLab, SQLiteLab, Visit
 from werkzeug.datastructures import Headers
 
 from pgstore import (
@@ -30,6 +28,8 @@ from pgstore import (
     SessionTooLong,
     generate_random_key,
 )
+from support.postgres import PostgresServers
+from support.stores import KEYS, Browser, Lab, PostgresLab, SQLiteLab, Visit
 
 
 def test_expired_rows_served_on_read(lab: Lab, browser: Browser) -> None:
@@ -101,7 +101,9 @@ def test_max_age_0_stored_as_already_expired(lab: Lab, browser: Browser) -> None
 
 
 def test_shared_settings_changed_by_every_load(lab: Lab, browser: Browser) -> None:
-    """A session's options are its own: changing them changes neither the store's nor another session's."""
+    """A session's options are its own: changing them changes neither the store's nor another
+    session's.
+    """
     store = lab.store()
     with browser.visit(store) as session:
         session["x"] = 1
@@ -141,7 +143,9 @@ def test_dropping_an_old_key_breaking_rows_that_are_reread_under_the_new_one(
 
 
 def test_table_creation_racing_between_workers(pg_lab: PostgresLab) -> None:
-    """Eight stores that are made at once on an empty schema all succeed (16 processes: test_postgres)."""
+    """Eight stores that are made at once on an empty schema all succeed (16 processes:
+    test_postgres).
+    """
     barrier = threading.Barrier(8)
     failures: list[BaseException] = []
 
@@ -239,7 +243,7 @@ def test_application_clock_against_database_clock(
     import time_machine as machine
 
     store = pg_lab.store(options=Options(max_age=3600))
-    with machine.travel(dt.datetime.now(dt.timezone.utc) + timedelta(days=days), tick=True):
+    with machine.travel(dt.datetime.now(dt.UTC) + timedelta(days=days), tick=True):
         with browser.visit(store) as session:
             session["x"] = 1
         assert not Visit(browser, store).session.is_new

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.stores import KEYS, PostgresLab
 
 import pgstore
 from pgstore.urls import format_keys
+from support.stores import KEYS, PostgresLab
 
 
 @contextmanager

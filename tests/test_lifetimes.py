@@ -8,9 +8,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from support.stores import Browser, Lab, Visit
 
 from pgstore import ConfigurationError, Options, SessionGone, SessionNotFound, Store
+from support.stores import Browser, Lab, Visit
 
 HOUR = 3600
 DAY = 24 * HOUR
@@ -39,7 +39,9 @@ def test_a_session_ends_when_it_is_idle(lab: Lab, browser: Browser) -> None:
 
 
 def test_idleness_is_never_cut_short(lab: Lab, browser: Browser) -> None:
-    """A visit just inside the touch interval moves nothing, and still leaves the whole idle_timeout."""
+    """A visit just inside the touch interval moves nothing, and still leaves the whole
+    idle_timeout.
+    """
     store = lab.store(idle_timeout=HOUR, touch_interval=60)
     start(store, browser)
     lab.pass_time(59)
@@ -141,7 +143,7 @@ def test_the_cookie_never_outlives_its_row(lab: Lab, browser: Browser) -> None:
 
 
 def test_a_touch_changes_only_three_columns(lab: Lab, browser: Browser) -> None:
-    """A read-only request writes once per touch interval: seen_on, expires_on, gc_after, no more."""
+    """A read-only request writes three columns, once per touch interval."""
     store = lab.store()
     start(store, browser)
     lab.pass_time(299)
@@ -184,7 +186,7 @@ def test_a_busy_session_gets_its_cookie_again(lab: Lab, browser: Browser) -> Non
 
 
 def test_expired_in_mid_request(lab: Lab, browser: Browser) -> None:
-    """A session that expires while a request works on it is gone: every write carries the expiry."""
+    """A session that expires while a request works on it is gone for every write."""
     store = lab.store(idle_timeout=HOUR)
     actions: list[Callable[[Any], object]] = [
         lambda session: session.values.update(x=2),

@@ -126,9 +126,9 @@ def test_every_violation_is_reported_together() -> None:
         Options(
             path="app",
             domain="",
-            max_age="x",  # type: ignore[arg-type]
-            secure=2,  # type: ignore[arg-type]
-            http_only=None,  # type: ignore[arg-type]
+            max_age="x",
+            secure=2,
+            http_only=None,
             same_site="None",
             partitioned=True,
         )
@@ -151,20 +151,20 @@ def test_every_violation_is_reported_together() -> None:
 )
 def test_max_age_may_be_a_timedelta(given_age: timedelta, kept: int) -> None:
     """A `timedelta` becomes whole seconds."""
-    assert Options(max_age=given_age).max_age == kept  # type: ignore[arg-type]
-    assert type(replace(Options(), max_age=given_age).max_age) is int  # type: ignore[arg-type]
+    assert Options(max_age=given_age).max_age == kept
+    assert type(replace(Options(), max_age=given_age).max_age) is int
 
 
 def test_a_timedelta_beyond_all_bounds_is_refused() -> None:
     """`max_age` ends at 68 years, which is what a row can keep."""
     with pytest.raises(ConfigurationError, match=f"^max_age must be at most {LONGEST} seconds"):
-        Options(max_age=timedelta.max)  # type: ignore[arg-type]
+        Options(max_age=timedelta.max)
 
 
 def test_options_cannot_be_changed() -> None:
     """A store's options are shared by all its requests: they are derived from, not written to."""
     with pytest.raises(FrozenInstanceError):
-        Options().path = "/app"  # type: ignore[misc]
+        Options().path = "/app"
 
 
 def test_a_sessions_options_are_its_own() -> None:
@@ -408,6 +408,6 @@ def test_a_session_cannot_live_for_no_time(name: str) -> None:
 def test_every_bad_lifetime_is_reported_together() -> None:
     """One error lists all lifetimes that do not fit, of the wrong kind or out of range."""
     with pytest.raises(ConfigurationError) as caught:
-        Lifetimes(idle_timeout="x", lifetime=-1, touch_interval=math.inf)  # type: ignore[arg-type]
+        Lifetimes(idle_timeout="x", lifetime=-1, touch_interval=math.inf)
     subjects = [problem.split()[0] for problem in str(caught.value).split("; ")]
     assert subjects == ["idle_timeout", "lifetime", "touch_interval"]

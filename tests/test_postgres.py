@@ -16,9 +16,6 @@ import psycopg
 import psycopg_pool
 import pytest
 from psycopg import sql
-from support.fault_proxy import FaultProxy
-from support.postgres import PostgresServers
-from support.stores import KEYS, Browser, PostgresLab, Visit
 
 from pgstore import BackendError, ConfigurationError, Options, PGStore, SchemaError
 from pgstore.backends import postgres
@@ -26,6 +23,9 @@ from pgstore.backends.postgres import PostgresBackend, schema_sql
 from pgstore.backends.postgres_pool import BorrowedPool, OwnPool
 from pgstore.embedded import PostgresServer, temporary
 from pgstore.sql import Migration, migrations
+from support.fault_proxy import FaultProxy
+from support.postgres import PostgresServers
+from support.stores import KEYS, Browser, PostgresLab, Visit
 
 
 @pytest.fixture
@@ -88,7 +88,9 @@ def steps(store: PGStore, lab: PostgresLab) -> Iterator[tuple[str, Any, int]]:
 
 @pytest.mark.parametrize("borrowed", [False, True])
 def test_round_trips(proxy: FaultProxy, pg_lab: PostgresLab, borrowed: bool) -> None:
-    """Load, insert, update, touch and delete are one round trip each, whatever the pool's autocommit."""
+    """Load, insert, update, touch and delete are one round trip each, whatever the pool's
+    autocommit.
+    """
     pg_lab.store()
     dsn = f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres"
     settings: dict[str, Any] = {"db_schema": pg_lab.schema, "schema": "off"}
@@ -117,7 +119,8 @@ def test_statements_are_prepared_on_the_server(pg_lab: PostgresLab) -> None:
     wire = store.backend._pool.get()  # type: ignore[attr-defined]
     try:
         prepared = wire.connection.execute(
-            "SELECT count(*), count(*) FILTER (WHERE name LIKE 'pgstore%') FROM pg_prepared_statements"
+            "SELECT count(*), count(*) FILTER (WHERE name LIKE 'pgstore%') "
+            "FROM pg_prepared_statements"
         ).fetchone()
     finally:
         store.backend._pool.put(wire)  # type: ignore[attr-defined]
@@ -287,7 +290,8 @@ def test_migrations(pg_lab: PostgresLab, monkeypatch: pytest.MonkeyPatch, browse
     step = Migration(
         2,
         1,
-        "ALTER TABLE {table} ADD COLUMN colour text; ALTER TABLE {table} ALTER ip TYPE varchar(99);\n",
+        "ALTER TABLE {table} ADD COLUMN colour text;\n"
+        "ALTER TABLE {table} ALTER ip TYPE varchar(99);\n",
     )
     monkeypatch.setattr(postgres, "_STEPS", [*migrations("postgres"), step])
     with pytest.raises(SchemaError, match="wants 2"):
@@ -649,7 +653,8 @@ def test_a_sweep_on_a_distributed_table(pg_lab: PostgresLab) -> None:
     with Browser().visit(store) as session:
         session["x"] = 1
     pg_lab.pass_time(3600)
-    # Stands for Citus, which cannot be had here: FOR UPDATE on an aggregate is refused as 0A000, too.
+    # Stands for Citus, which cannot be had here: FOR UPDATE on an aggregate is refused as 0A000,
+    # too.
     text = backend._sql.sweep.text.decode().replace("SELECT key", "SELECT max(key) AS key")
     backend._sql.sweep = postgres.Statement(text.replace("ORDER BY gc_after", "GROUP BY gc_after"))
     assert store.delete_expired() == 1
@@ -668,7 +673,7 @@ def test_a_refused_sweep_is_an_error(pg_lab: PostgresLab) -> None:
 
 
 def test_down_at_construction() -> None:
-    """``schema="apply"`` and ``"check"`` raise when the database is down; ``"off"`` does not look."""
+    """With the database down, apply and check raise, and ``schema="off"`` does not look."""
     dsn = "postgresql://postgres@127.0.0.1:1/postgres"
     for mode in ("apply", "check"):
         with pytest.raises(BackendError, match="cannot be reached") as caught:
@@ -678,7 +683,7 @@ def test_down_at_construction() -> None:
 
 
 def test_down_and_back_again(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
-    """Down at get and at save is a BackendError with its cause; back again, the same store works."""
+    """Down at get and save is a BackendError with its cause; back again, the store works."""
     caplog.set_level(logging.CRITICAL, "psycopg.pool")
     with temporary() as server, PGStore(server.dsn, *KEYS) as store:
         with browser.visit(store) as session:
@@ -756,7 +761,9 @@ def test_an_interrupted_statement(
     monkeypatch: pytest.MonkeyPatch,
     interrupt: type[BaseException],
 ) -> None:
-    """An exception between sending and reading closes the connection: nobody reads another's answer."""
+    """An exception between sending and reading closes the connection: nobody reads another's
+    answer.
+    """
     import select
 
     browsers = [Browser(), Browser()]

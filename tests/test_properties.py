@@ -1,4 +1,6 @@
-"""Properties over all inputs: exact round trips through every backend, and a model of a session's life."""
+"""Properties over all inputs: exact round trips through every backend, and a model of a session's
+life.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support.stores import Browser, Lab, MemoryLab, Visit
-from support.strategies import exactly_equal, hashable_values, session_values
 
 from pgstore import SessionGone, Store
+from support.stores import Browser, Lab, MemoryLab, Visit
+from support.strategies import exactly_equal, hashable_values, session_values
 
 # The lab is made once for all examples of a test: each example has a browser of its own.
 shared = settings(
@@ -37,7 +39,7 @@ def store(lab: Lab) -> Store:
 @shared
 @given(values=st.dictionaries(hashable_values(), session_values(), max_size=4))
 def test_values_come_back_exactly(store: Store, values: dict[Any, Any]) -> None:
-    """Whatever is allowed comes back with its exact type, through serializer, sealer and backend."""
+    """Whatever is allowed comes back exactly, through serializer, sealer and backend."""
     browser = Browser()
     with browser.visit(store) as session:
         session.values.update(values)

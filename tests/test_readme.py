@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.stores import KEYS, PostgresLab
 from werkzeug.datastructures import Headers
 from werkzeug.test import Client
 
 from pgstore.urls import format_keys
+from support.stores import KEYS, PostgresLab
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

@@ -344,15 +344,15 @@ class Float(float):
     pass
 
 
-class List(list):  # type: ignore[type-arg]
+class List(list):
     pass
 
 
-class Set(set):  # type: ignore[type-arg]
+class Set(set):
     pass
 
 
-class FrozenSet(frozenset):  # type: ignore[type-arg]
+class FrozenSet(frozenset):
     pass
 
 

@@ -6,7 +6,6 @@ import re
 from copy import copy
 
 import pytest
-from support.stores import KEYS, Browser, Lab, Visit
 from werkzeug import Request, Response
 from werkzeug.datastructures import Headers
 
@@ -23,6 +22,7 @@ from pgstore import (
     Store,
 )
 from pgstore.backends.memory import MemoryBackend
+from support.stores import KEYS, Browser, Lab, Visit
 
 
 def test_values_come_back_in_the_next_request(lab: Lab, browser: Browser) -> None:
@@ -287,7 +287,9 @@ def test_deleting_what_is_gone_is_no_error(lab: Lab, browser: Browser) -> None:
 
 
 def test_saving_after_deleting_makes_a_new_session(lab: Lab, browser: Browser) -> None:
-    """What is put in after a delete goes into a new row under a new id, in the same save or a later one."""
+    """What is put in after a delete goes into a new row under a new id, in the same save or a later
+    one.
+    """
     store = lab.store()
     with browser.visit(store) as session:
         session["x"] = 1
@@ -341,7 +343,7 @@ def test_regenerate_gives_a_new_secret_to_the_same_row(lab: Lab, browser: Browse
 
 
 def test_login_and_logout(lab: Lab, browser: Browser) -> None:
-    """`login` renews the secret, ties the user, keeps anonymous values; `logout` ends the session."""
+    """`login` renews the secret, ties the user and keeps values; `logout` ends the session."""
     store = lab.store()
     with browser.visit(store) as session:
         session["cart"] = ["tea"]
@@ -372,7 +374,7 @@ def test_login_in_a_first_request(lab: Lab, browser: Browser) -> None:
 
 
 def test_another_users_values_are_cleared(lab: Lab, browser: Browser) -> None:
-    """Logging in over another user's session takes nothing of theirs along; over one's own it does."""
+    """A login over another user's session takes nothing along; over one's own it does."""
     store = lab.store()
     with browser.visit(store) as session:
         session.login("alice")
@@ -463,7 +465,9 @@ def test_secure_follows_the_request(browser: Browser, scheme: str, secure: bool)
 
 
 def test_registry_saves_every_session(browser: Browser) -> None:
-    """One that fails keeps no other from being saved; one error is raised as it is, several as a group."""
+    """One that fails keeps no other from being saved; one error is raised as it is, several as a
+    group.
+    """
     store = MemoryStore(*KEYS)
     environ, headers = browser.environ(), Headers()
     for name in "abc":
@@ -485,7 +489,9 @@ def test_registry_saves_every_session(browser: Browser) -> None:
 
 
 def test_old_key_pairs(lab: Lab, browser: Browser) -> None:
-    """A session made with an old pair is read, and its next save reseals the row and re-signs the cookie."""
+    """A session made with an old pair is read, and its next save reseals the row and re-signs the
+    cookie.
+    """
     old, new = KEYS, (b"n" * 32, b"N" * 16)
     with browser.visit(lab.store(*old)) as session:
         session["x"] = 1
@@ -525,7 +531,9 @@ def test_reseal(lab: Lab) -> None:
 
 
 def test_an_unknown_type_keeps_the_row(lab: Lab, browser: Browser) -> None:
-    """A registered type that is missing on load is an error on the session; only `clear` saves over it."""
+    """A registered type that is missing on load is an error on the session; only `clear` saves over
+    it.
+    """
     from fractions import Fraction
 
     from pgstore import TypedSerializer
@@ -680,7 +688,7 @@ def test_no_secret_in_a_repr(lab: Lab, browser: Browser) -> None:
 
 
 def test_a_gone_session_says_so(lab: Lab, browser: Browser) -> None:
-    """Saving a session that somebody ended raises SessionGone with its handle, and sets no cookie."""
+    """Saving a session that somebody ended raises SessionGone, and sets no cookie."""
     store = lab.store()
     with browser.visit(store) as session:
         session["x"] = 1

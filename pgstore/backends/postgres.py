@@ -237,8 +237,9 @@ class PostgresBackend:
                 wire.script("ROLLBACK")
                 if refused.sqlstate == _INSUFFICIENT_PRIVILEGE:
                     raise SchemaError(
-                        f"this role may not create or change the table {self._qualified}: run 'pgstore schema "
-                        "apply' as its owner, or give 'pgstore schema print' to whoever may"
+                        f"this role may not create or change the table {self._qualified}: run "
+                        "'pgstore schema apply' as its owner, or give what 'pgstore schema print' "
+                        "shows to whoever may"
                     ) from refused
                 raise SchemaError(
                     f"the schema of {self._qualified} was not applied: {refused}"
@@ -254,8 +255,8 @@ class PostgresBackend:
         if version < _STEPS[-1].version:
             missing = "is missing" if version == 0 else f"has version {version} of its schema"
             raise SchemaError(
-                f"the table {self._qualified} {missing}, and this code wants {_STEPS[-1].version}: run "
-                "'pgstore schema apply'"
+                f"the table {self._qualified} {missing}, and this code wants {_STEPS[-1].version}: "
+                "run 'pgstore schema apply'"
             )
 
     def close(self) -> None:
@@ -287,7 +288,7 @@ class PostgresBackend:
     def _run(
         self, statement: Statement, *parameters: bytes | str | None, read: bool = False
     ) -> PGresult:
-        """Run one statement, again on another connection when the first try can have done nothing."""
+        """Run one statement, and again when the first try can have done nothing."""
         encoded = [p.encode("utf-8") if isinstance(p, str) else p for p in parameters]
         for tries_left in reversed(range(_TRIES)):
             first = tries_left == _TRIES - 1
@@ -300,8 +301,8 @@ class PostgresBackend:
                     continue
                 raise BackendError(str(lost), outcome_unknown=not harmless) from lost
             except Refused as refused:
-                # Where transactions are serializable by default, a statement that met another is refused.
-                # It sees what the other one did when it is run again.
+                # Where transactions are serializable by default, a statement that met another is
+                # refused. It sees what the other one did when it is run again.
                 if tries_left and refused.sqlstate == _SERIALIZATION_FAILURE:
                     continue
                 raise _refusal(refused, self._qualified) from refused
@@ -315,7 +316,7 @@ class PostgresBackend:
 
     @contextmanager
     def _transaction(self) -> Iterator[PostgresBackend]:
-        """Give a backend on one connection, inside a transaction that the end of the block commits."""
+        """Give a backend inside a transaction, which the end of the block commits."""
         wire = self._pool.get()
         try:
             # READ COMMITTED, whatever the role's default: a statement must see what was committed
@@ -347,8 +348,9 @@ class PostgresBackend:
         """Return the version of the table's schema, 0 without one. Raises `SchemaError` when it is
         too new.
         """
-        # From the catalog and not with to_regclass: another process may have made the table since this
-        # transaction began, and a name that was looked up in vain is remembered until a table is locked.
+        # From the catalog and not with to_regclass: another process may have made the table since
+        # this transaction began, and a name that was looked up in vain is remembered until a table
+        # is locked.
         exists = Statement("""
             SELECT EXISTS (
                 SELECT FROM pg_catalog.pg_class c
@@ -376,8 +378,9 @@ class PostgresBackend:
         version, oldest = (struct.unpack(">i", result.get_value(0, i) or b"")[0] for i in (0, 1))
         if oldest > _STEPS[-1].version:
             raise SchemaError(
-                f"the table {self._qualified} has version {version} of its schema, which code older than version "
-                f"{oldest} may not use; this is version {_STEPS[-1].version}: update pgstore here"
+                f"the table {self._qualified} has version {version} of its schema, which code "
+                f"older than version {oldest} may not use; this is version {_STEPS[-1].version}: "
+                "update pgstore here"
             )
         return int(version)
 
@@ -415,7 +418,7 @@ def _schema_sql(names: tuple[str | None, str], *, after: int) -> str:
     db_schema, table = names
     log = _qualified(db_schema, f"{table}_schema")
     parts = [
-        "-- Which steps of the schema were applied, and the oldest code that may use the table after each.\n"
+        "-- The steps of the schema, and the oldest code that may use the table after each.\n"
         f"CREATE TABLE IF NOT EXISTS {log} (\n"
         "    version     integer     PRIMARY KEY,\n"
         "    oldest_code integer     NOT NULL,\n"
@@ -432,7 +435,8 @@ def _schema_sql(names: tuple[str | None, str], *, after: int) -> str:
                 )
             )
             parts.append(
-                f"INSERT INTO {log} (version, oldest_code) VALUES ({step.version}, {step.oldest_code});\n"
+                f"INSERT INTO {log} (version, oldest_code) "
+                f"VALUES ({step.version}, {step.oldest_code});\n"
             )
     return "\n".join(parts)
 

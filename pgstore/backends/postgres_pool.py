@@ -5,6 +5,7 @@ us.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -267,8 +268,9 @@ class BorrowedPool:
             self._pid = os.getpid()
         elif self._pid != os.getpid():
             raise ConfigurationError(
-                "this pool was opened before a fork, and its connections belong to the parent process: open it in "
-                "the child (gunicorn's post_fork, uWSGI's postfork), or use PGStore(dsn), which makes its own there"
+                "this pool was opened before a fork, and its connections belong to the parent "
+                "process: open it in the child (gunicorn's post_fork, uWSGI's postfork), or use "
+                "PGStore(dsn), which makes its own there"
             )
         try:
             connection = self._leases.take(self._pool, self._leases.pool_timeout)
@@ -282,7 +284,7 @@ class BorrowedPool:
 
 
 def _fit(connection: _AnyConnection) -> _AnyConnection:
-    """Return a connection that can be worked on. Raises for one that its owner prepared otherwise."""
+    """Return a connection that can be worked on; raise for one that cannot."""
     if connection.pgconn.transaction_status != TransactionStatus.IDLE:
         raise BackendError("the pool handed out a connection that is inside a transaction")
     if connection.pgconn.parameter_status(b"client_encoding") != b"UTF8":
@@ -292,10 +294,17 @@ def _fit(connection: _AnyConnection) -> _AnyConnection:
 
 def _complete(dsn: str, statement_timeout: float, pooler: str | None) -> str:
     """Add what the connections of ours want and the caller has not said."""
+    # A password that ends early: libpq would take its rest for a host, and name it in its errors.
+    if re.match(r"\w+://([^@/]*@[^/?]*@|[^@/?]*/[^?]*@)", dsn):
+        raise ConfigurationError(
+            "user name, password and database are percent-encoded in a URL: write @ as %40, "
+            "/ as %2F, % as %25"
+        )
     try:
         given = conninfo_to_dict(dsn)
     except psycopg.Error:
-        # libpq's own message quotes the text, and with it a password: it must not be the cause, either.
+        # libpq's own message quotes the text, and with it a password: it must not be the cause,
+        # either.
         raise ConfigurationError(
             "the DSN cannot be parsed: use postgresql://user:password@host:port/database "
             "or libpq's key=value form"

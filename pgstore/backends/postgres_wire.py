@@ -112,7 +112,7 @@ class Wire:
             raise
 
     def script(self, text: str) -> None:
-        """Run statements without parameters in one round trip; outside a transaction they are one."""
+        """Run statements without parameters in one round trip."""
         self._exchange(self.connection.pgconn.send_query, text.encode("utf-8"))
 
     def _prepare(self, statement: Statement, prepared: set[bytes]) -> None:
@@ -181,7 +181,7 @@ class Wire:
 
 
 def is_alive(connection: psycopg.Connection[Any]) -> bool:
-    """Tell, without a round trip, whether an idle connection has been closed from the other side."""
+    """Tell, without a round trip, whether an idle connection is still open on the other side."""
     pgconn = connection.pgconn
     if pgconn.status != ConnStatus.OK:
         return False

@@ -90,7 +90,7 @@ class MemoryLab(Lab):
 
     def pass_time(self, seconds: float) -> None:
         for key, row in self._rows.items():
-            older = {
+            older: dict[str, Any] = {
                 name: value - timedelta(seconds=seconds)
                 for name in TIMES
                 if isinstance(value := getattr(row, name), datetime)
@@ -152,7 +152,7 @@ class PostgresLab(Lab):
 
     def execute(self, text: str, parameters: Any = None) -> None:
         """Run a statement over the raw connection, with the lab's schema as search_path."""
-        self._raw.execute(text, parameters)  # type: ignore[arg-type]
+        self._raw.execute(text, parameters)
 
 
 class Browser:
