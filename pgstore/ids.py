@@ -16,6 +16,9 @@ import re
 import secrets
 from dataclasses import dataclass, field
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from .errors import ConfigurationError, CookieMalformed
 
 __all__ = ["SessionId", "generate_random_key", "handle_of", "key_of"]
@@ -80,6 +83,27 @@ class SessionId:
             )
         return SessionId(self.selector, after + 1, _new_secret())
 
+    def seal_successor(self, successor: SessionId) -> bytes:
+        """Encrypt the id that follows this one, so that only who has this one's secret can read it.
+
+        No key of the server's is in it: keys may rotate, and a copy of the database reads nothing.
+        """
+        nonce = secrets.token_bytes(12)
+        cipher = AESGCM(self._successor_key())
+        return nonce + cipher.encrypt(nonce, successor.secret, _head(self, successor.generation))
+
+    def open_successor(self, sealed: bytes, generation: int) -> SessionId | None:
+        """Return the id of ``generation`` that `seal_successor` sealed for this one, or None."""
+        cipher = AESGCM(self._successor_key())
+        try:
+            secret = cipher.decrypt(sealed[:12], sealed[12:], _head(self, generation))
+        except (InvalidTag, ValueError):
+            return None
+        return SessionId(self.selector, generation, secret)
+
+    def _successor_key(self) -> bytes:
+        return hmac.digest(self.secret, b"pgstore 1 successor", "sha256")
+
     def unrelated(self) -> SessionId:
         """Return a new id for a row of its own, born when this one was."""
         return SessionId(
@@ -111,6 +135,10 @@ def key_of(handle: str) -> bytes | None:
     if not isinstance(handle, str) or not _HANDLE.fullmatch(handle):
         return None
     return base64.urlsafe_b64decode(handle + "==")
+
+
+def _head(id: SessionId, generation: int) -> bytes:
+    return id.selector + generation.to_bytes(3, "big")
 
 
 def _new_secret() -> bytes:

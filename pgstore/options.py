@@ -175,17 +175,22 @@ class Lifetimes:
     after its creation or login, however busy it is (OWASP ASVS 5.0, 7.3). ``touch_interval`` is how
     often a session that is only read is written to move its expiry: by default the smaller of 300
     seconds and a tenth of the shortest time to live.
+
+    ``rotate_every`` renews a session's secret by itself when it has that age; None never does. For
+    ``rotation_grace`` afterwards, requests that still carry the secret before reach the session.
     """
 
     idle_timeout: float | None = None
     lifetime: float | None = None
     touch_interval: float | None = None
+    rotate_every: float | None = None
+    rotation_grace: float = 30.0
 
     def __post_init__(self) -> None:
         problems = []
-        for name in ("idle_timeout", "lifetime", "touch_interval"):
+        for name in (field.name for field in fields(self)):
             value = getattr(self, name)
-            if value is None:
+            if value is None and name != "rotation_grace":
                 continue
             try:
                 value = seconds(value, name)
@@ -193,8 +198,11 @@ class Lifetimes:
                 problems.append(str(problem))
                 continue
             object.__setattr__(self, name, value)
-            if value < 0 or (value == 0 and name != "touch_interval") or value > _LONGEST:
+            may_be_0 = name in ("touch_interval", "rotation_grace")
+            if value < 0 or (value == 0 and not may_be_0) or value > _LONGEST:
                 problems.append(f"{name} must be positive, at most {_LONGEST} s, or None: {value}")
+        if not problems and self.rotation_grace >= (self.rotate_every or _LONGEST):
+            problems.append("rotation_grace must be less than rotate_every")
         _reject(problems)
 
     def check(self, max_age: int) -> None:

@@ -15,7 +15,7 @@ import itertools
 import secrets
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from .codecs import Codec, Sealer, decode_with_index
@@ -89,13 +89,18 @@ class Insert:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Replace version ``version`` by ``row``; without an expiry the visit is not stamped."""
+    """Replace version ``version`` by ``row``; without an expiry the visit is not stamped.
+
+    ``id`` is the session's once it is done; ``renew`` says that its secret is a new one.
+    """
 
     row: PGSession
     version: int
     expiry: Expiry | None
     contents: Contents
     login: bool
+    renew: bool
+    id: SessionId
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +146,10 @@ def resume(
     if row.key != id.selector:
         # Only a connection that answers for another statement could do this. Never hand it out.
         raise RowError("the database answered with another row than the one asked for")
-    if id.generation != row.generation:
-        raise SessionNotFound(id.handle, "generation")
-    if not id.proves(row.secret_hash):
-        raise SessionNotFound(id.handle, "secret")
-    snapshot, error = _open(rules, loaded, id, resign=found.old_key)
-    session = Session(store, name, id, error=error)
+    current = _current_id(rules, id, loaded)
+    resend = found.old_key or current is not id
+    snapshot, error = _open(rules, loaded, current, resend=resend)
+    session = Session(store, name, current, error=error)
     session._base = snapshot
     session._user_key = row.user_key
     session.meta = dict(row.meta)
@@ -194,37 +197,40 @@ def decide(rules: Rules, session: Session, ip: str | None, agent: str | None) ->
 
     row = base.row
     max_age = session._options.max_age if session._options else row.max_age
-    renewed = session._id is not base.id
+    regenerated = session._id is not base.id
     due = base.now - _known(row.seen_on) >= timedelta(seconds=rules.lifetimes.touch_after(max_age))
     if base.contents is None and not session._overwrite:
         assert session.error is not None
-        if contents or renewed or meta != row.meta:
+        if contents or regenerated or meta != row.meta:
             raise session.error
         return Touch(row, rules.lifetimes.expiry(max_age)) if due else None
     changed = contents != base.contents or base.reseal
     if changed and empty:
         return Delete(row)
-    if not (changed or renewed or meta != row.meta or max_age != row.max_age):
+    renew = regenerated or _is_old(rules, base)
+    if not (changed or renew or meta != row.meta or max_age != row.max_age):
         return Touch(row, rules.lifetimes.expiry(max_age)) if due else None
 
-    visit = due or renewed or max_age != row.max_age
+    visit = due or renew or max_age != row.max_age
+    id = session._id
     new = replace(row, version=_new_version(), meta=meta, max_age=max_age)
-    if renewed:
-        id = session._id
-        new = replace(
-            new,
-            generation=id.generation,
-            min_generation=id.generation,
-            secret_hash=id.secret_hash,
-            previous_hash=None,
-            successor=None,
-        )
+    if renew or not _in_grace(rules, row, base.now):
+        new = replace(new, previous_hash=None, successor=None)
+    if regenerated:
+        new = replace(new, min_generation=id.generation)
+    elif renew:
+        # Who still carries the secret before can open its successor for a while.
+        id = base.id.renewed(row.generation)
+        successor = base.id.seal_successor(id)
+        new = replace(new, previous_hash=row.secret_hash, successor=successor)
+    if renew:
+        new = replace(new, generation=id.generation, secret_hash=id.secret_hash)
     if session._login:
         new = replace(new, user_key=session._user_key, ip=_clean(ip), user_agent=_clean(agent))
     if changed or new.user_key != row.user_key:
         new = _seal(rules, new, contents)
     expiry = rules.lifetimes.expiry(max_age) if visit else None
-    return Update(new, row.version, expiry, contents, session._login)
+    return Update(new, row.version, expiry, contents, session._login, renew, id)
 
 
 def rebase(rules: Rules, session: Session, loaded: Loaded | None) -> None:
@@ -239,7 +245,13 @@ def rebase(rules: Rules, session: Session, loaded: Loaded | None) -> None:
     if loaded is None or base.id.generation < loaded.row.min_generation:
         raise SessionGone(session.handle)
     row = loaded.row
-    theirs, unreadable = _open(rules, loaded, base.id, resign=base.resign)
+    try:
+        id, lapsed = _current_id(rules, base.id, loaded), False
+    except SessionNotFound:
+        # Renewed by age, and longer ago than the grace: a slow request, whose changes still count.
+        id, lapsed = base.id, True
+    resend = base.resend or id is not base.id
+    theirs, unreadable = _open(rules, loaded, id, resend=resend, lapsed=lapsed)
     # What another user's session holds is not taken over by the one who logs in on top of it.
     stranger = session._login and row.user_key not in (None, session._user_key)
     if not (stranger or session._overwrite):
@@ -257,7 +269,9 @@ def rebase(rules: Rules, session: Session, loaded: Loaded | None) -> None:
         session.meta.update(merged)
     if session._options is not None and session._options.max_age == base.row.max_age:
         session._options.max_age = row.max_age
-    if session._id is not base.id:
+    if session._id is base.id:
+        session._id = theirs.id
+    else:
         session._id = replace(session._id, generation=row.generation + 1)
     if not session._login:
         session._user_key = row.user_key
@@ -290,8 +304,13 @@ def settle(session: Session, write: Write, row: PGSession | None) -> None:
         assert base is not None
         session._base = replace(base, row=row, now=now)
     else:
-        resign = base is not None and base.resign
-        session._base = Snapshot(row, session._id, write.contents, now, resign=resign)
+        if isinstance(write, Update):
+            session._id = write.id
+        resend = base is not None and base.resend
+        lapsed = base is not None and base.lapsed and session._id is base.id
+        session._base = Snapshot(
+            row, session._id, write.contents, now, resend=resend, lapsed=lapsed
+        )
         session._login = session._overwrite = False
 
 
@@ -310,14 +329,52 @@ def sends_cookie(write: Write) -> bool:
     return False
 
 
-def resigned(session: Session) -> None:
-    """Note that the cookie was signed with the newest key."""
+def sent(session: Session) -> None:
+    """Note that the browser gets its cookie."""
     if session._base is not None:
-        session._base = replace(session._base, resign=False)
+        session._base = replace(session._base, resend=False)
+
+
+def _current_id(rules: Rules, id: SessionId, loaded: Loaded) -> SessionId:
+    """Return the id that the row has now: ``id``, or its successor while the grace lasts.
+
+    Raises `SessionNotFound` for an id that is not, or no more, the row's.
+    """
+    row, now = loaded
+    if id.generation == row.generation:
+        if not id.proves(row.secret_hash):
+            raise SessionNotFound(id.handle, "secret")
+        return id
+    if not row.min_generation <= id.generation < row.generation:
+        raise SessionNotFound(id.handle, "generation")
+    if id.generation == row.generation - 1 and _in_grace(rules, row, now):
+        assert row.previous_hash is not None
+        assert row.successor is not None
+        if not id.proves(row.previous_hash):
+            raise SessionNotFound(id.handle, "secret")
+        successor = id.open_successor(row.successor, row.generation)
+        if successor is not None and successor.proves(row.secret_hash):
+            return successor
+    raise SessionNotFound(id.handle, "replayed")
+
+
+def _in_grace(rules: Rules, row: PGSession, now: datetime) -> bool:
+    """Tell whether the secret before the row's own is still good for reaching it."""
+    if row.successor is None or row.previous_hash is None or row.renewed_on is None:
+        return False
+    return now - row.renewed_on <= timedelta(seconds=rules.lifetimes.rotation_grace)
+
+
+def _is_old(rules: Rules, base: Snapshot) -> bool:
+    """Tell whether the secret has the age at which it is renewed."""
+    if rules.lifetimes.rotate_every is None or base.lapsed:
+        return False
+    age: timedelta = base.now - _known(base.row.renewed_on or base.row.created_on)
+    return age >= timedelta(seconds=rules.lifetimes.rotate_every)
 
 
 def _open(
-    rules: Rules, loaded: Loaded, id: SessionId, *, resign: bool
+    rules: Rules, loaded: Loaded, id: SessionId, *, resend: bool, lapsed: bool = False
 ) -> tuple[Snapshot, PGStoreError | None]:
     """Open a row. Raises `RowError` for data that is not this row's."""
     row, now = loaded
@@ -326,8 +383,8 @@ def _open(
         values, flashes = rules.serializer.loads(data)
         contents = Contents(values, {(key, ident): item for key, ident, item in flashes})
     except UnknownTypeError as unknown:
-        return Snapshot(row, id, None, now, old_key, resign), unknown
-    return Snapshot(row, id, contents, now, old_key, resign), None
+        return Snapshot(row, id, None, now, old_key, resend, lapsed), unknown
+    return Snapshot(row, id, contents, now, old_key, resend, lapsed), None
 
 
 def _encode(rules: Rules, session: Session) -> Contents:

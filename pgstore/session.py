@@ -41,7 +41,9 @@ class Snapshot:
     """A session as its row had it when it was loaded, or last saved.
 
     ``now`` is the database's time then. ``contents`` is None when the data holds a type that is not
-    registered. ``reseal`` and ``resign`` say that row and cookie were made with an old key pair.
+    registered. ``reseal`` says that the row was sealed with an old key pair; ``resend`` that the
+    browser's cookie is an old one, by its key pair or its generation. ``lapsed`` means that the row
+    has a newer secret than ``id``, which this request cannot know: it can be saved, but no cookie.
     """
 
     row: PGSession
@@ -49,7 +51,8 @@ class Snapshot:
     contents: Contents | None
     now: datetime
     reseal: bool = False
-    resign: bool = False
+    resend: bool = False
+    lapsed: bool = False
 
 
 class SessionStore(Protocol):

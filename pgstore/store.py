@@ -60,7 +60,8 @@ class Store:
 
     - ``options``: the cookie's attributes, and ``max_age``.
     - ``max_length``: the most bytes that a session's serialized data may take; 0 for no limit.
-    - ``idle_timeout``, ``lifetime``, ``touch_interval``: see `Lifetimes`; seconds or `timedelta`.
+    - ``idle_timeout``, ``lifetime``, ``touch_interval``, ``rotate_every``, ``rotation_grace``: see
+      `Lifetimes`; seconds or `timedelta`.
     - ``merge``: `MergeFunction` by key, for keys that two requests may change at once; see
       `pgstore.merge`.
     - ``serializer``: a `TypedSerializer` with types of yours registered.
@@ -83,6 +84,8 @@ class Store:
         idle_timeout: float | timedelta | None = None,
         lifetime: float | timedelta | None = None,
         touch_interval: float | timedelta | None = None,
+        rotate_every: float | timedelta | None = None,
+        rotation_grace: float | timedelta = 30.0,
         merge: Mapping[Hashable, MergeFunction] | None = None,
         serializer: TypedSerializer | None = None,
         codecs: Sequence[Codec] | None = None,
@@ -102,6 +105,8 @@ class Store:
             idle_timeout=idle_timeout,  # type: ignore[arg-type]  # Lifetimes turns timedeltas into seconds
             lifetime=lifetime,  # type: ignore[arg-type]
             touch_interval=touch_interval,  # type: ignore[arg-type]
+            rotate_every=rotate_every,  # type: ignore[arg-type]
+            rotation_grace=rotation_grace,  # type: ignore[arg-type]
         )
         lifetimes.check(options.max_age)
         if codecs is None:
@@ -206,6 +211,8 @@ class Store:
                 return plan.resume(self._rules, self, name, found, loaded)
             except SessionNotFound as missing:
                 error = missing
+                if missing.reason == "replayed":
+                    self._end_replayed(found.id)
             except RowError as refused:
                 _log.warning("session %s was refused: %s", found.id.handle, refused)
                 error = refused
@@ -242,11 +249,11 @@ class Store:
         send = _Save(self._rules, self._backend, session, ip, agent).run(self._save_deadline)
         base = session._base
         https = self._is_https(environ, options)
-        if base is not None and (send or base.resign):
+        if base is not None and not base.lapsed and (send or base.resend):
             value = encode_multi(session.name, session._id.to_bytes(), self._rules.codecs)
             age = _cookie_age(base)
             set_cookie(headers, session.name, value, options, age, https=https)
-            plan.resigned(session)
+            plan.sent(session)
         elif session._forget is not None:
             clear_cookie(headers, session.name, session._forget, https=https)
         session._forget = None
@@ -348,6 +355,15 @@ class Store:
             session._ended.clear()
             session._forget = None
             raise SessionGone(ended.id.handle)
+
+    def _end_replayed(self, id: SessionId) -> None:
+        """End a session of which somebody has a copy: thief or owner, nobody can tell which."""
+        if self._backend.delete(id.selector) is not None:
+            _log.warning(
+                "session %s was ended: a cookie from before its secret was renewed came back after "
+                "the grace, so there is a copy of it",
+                id.handle,
+            )
 
     def _sweep_horizon(self) -> float:
         return self._rules.lifetimes.expiry(self._rules.options.max_age).bucket
@@ -514,8 +530,8 @@ class _Save:
         match write:
             case plan.Insert(row, expiry):
                 return backend.insert(row, expiry)
-            case plan.Update(row, version, expiry, _, login):
-                return backend.update(row, version, expiry, login=login)
+            case plan.Update(row, version, expiry, _, login, renew):
+                return backend.update(row, version, expiry, login=login, renew=renew)
             case plan.Touch(row, expiry):
                 return backend.touch(row, expiry)
             case plan.Delete(row):

@@ -469,8 +469,8 @@ class _Database:
     def _enter_wal(self, connection: _Connection) -> str:
         """Switch the file to WAL, for good, and return its journal's mode, an older one if need be.
 
-        SQLite does not wait for the lock that this takes: of many processes at once on a new file,
-        all may be refused.
+        SQLite does not wait for another writer here: of many processes at once on a new file, all
+        may be refused.
         """
         deadline = time.monotonic() + self.busy_timeout
         while True:
@@ -514,6 +514,7 @@ class _Connection:
         self.run(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
 
     def roll_back(self) -> None:
+        """End the transaction now: close() leaves that to the last statement still in use."""
         if self._pid == os.getpid():
             with suppress(sqlite3.Error):
                 self._raw.rollback()
