@@ -88,6 +88,7 @@ class Life(RuleBasedStateMachine):
         self.model: dict[str, int] | None = None
         self.handle: str | None = None
         self.idle = 0
+        self.slow = 0
 
     @rule(key=KEYS, number=NUMBERS)
     def change(self, key: str, number: int) -> None:
@@ -141,8 +142,11 @@ class Life(RuleBasedStateMachine):
     def sweep(self) -> None:
         self.store.delete_expired()
 
-    @rule(target=requests, key=KEYS, number=NUMBERS)
-    def begin_slow(self, key: str, number: int) -> Any:
+    @rule(target=requests, key=KEYS)
+    def begin_slow(self, key: str) -> Any:
+        # A number that no other request sets: what is set to the value that it has is no change.
+        self.slow += 1
+        number = 100 + self.slow
         visit = Visit(copy(self.browser), self.store)
         if visit.session.is_new:
             return multiple()
