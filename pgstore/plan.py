@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -36,7 +36,7 @@ from .merge import MISSING, MergeFunction
 from .options import Expiry, Lifetimes, Options
 from .rows import Loaded, PGSession
 from .serializers import TypedSerializer
-from .session import Contents, Session, SessionStore, Snapshot
+from .session import Contents, FlashId, Session, SessionStore, Snapshot
 
 __all__ = [
     "Delete",
@@ -263,6 +263,7 @@ def rebase(rules: Rules, session: Session, loaded: Loaded | None) -> None:
         loads = rules.serializer.loads
         _adopt(session.values, ours.values, values, loads)
         _adopt(session._flashes, ours.flashes, flashes, loads)
+        _take_back(session, base.contents.flashes.keys() - theirs.contents.flashes.keys())
     if session.meta != row.meta and not stranger:
         merged = _merge(base.row.meta, row.meta, session.meta)
         session.meta.clear()
@@ -290,9 +291,8 @@ def mergeable(rules: Rules, session: Session, write: Update) -> bool:
 
 
 def settle(session: Session, write: Write, row: PGSession | None) -> None:
-    """Make the session what it is after ``write`` was stored as ``row``: its next save starts from
-    there.
-    """
+    """Make the session what it is after ``write`` was stored as ``row``, for its next save."""
+    session._consumed.clear()
     if isinstance(write, Delete):
         session._base = session._options = None
         session._id = session._id.unrelated()
@@ -488,6 +488,16 @@ def _adopt(
     for key, item in merged.items():
         if ours.get(key) != item:
             live[key] = loads(item)
+
+
+def _take_back(session: Session, gone: Set[FlashId]) -> None:
+    """Take messages that another request has consumed out of the lists that this one gave out."""
+    for flash in gone & session._consumed.keys():
+        shown, message = session._consumed.pop(flash)
+        for place, candidate in enumerate(shown):
+            if candidate is message:
+                del shown[place]
+                break
 
 
 def _check_meta(meta: Mapping[str, str]) -> dict[str, str]:

@@ -90,6 +90,8 @@ class Session:
         self._id = id
         self._base: Snapshot | None = None
         self._flashes: dict[FlashId, Any] = {}
+        # The list in which each consumed message was given out.
+        self._consumed: dict[FlashId, tuple[list[Any], Any]] = {}
         self._options: SessionOptions | None = None
         self._user_key: str | None = None
         self._login = False
@@ -145,10 +147,16 @@ class Session:
     def flashes(self, key: Hashable = _DEFAULT_FLASH_KEY) -> list[Any]:
         """Return the messages under ``key`` in the order of their adding, and remove them.
 
-        Save the session, or they will be there again.
+        Save the session, or they will be there again. When another request was faster in consuming
+        a message, `save` takes it out of the returned list: render the list after the save, and
+        each message is shown once.
         """
-        consumed = [flash for flash in self._flashes if flash[0] == key]
-        return [self._flashes.pop(flash) for flash in consumed]
+        shown: list[Any] = []
+        for flash in [flash for flash in self._flashes if flash[0] == key]:
+            message = self._flashes.pop(flash)
+            self._consumed[flash] = (shown, message)
+            shown.append(message)
+        return shown
 
     # -- what the row says
 
@@ -248,6 +256,7 @@ class Session:
         self.values.clear()
         self.meta.clear()
         self._flashes.clear()
+        self._consumed.clear()
         self._base = self._user_key = self._options = None
         self._login = self._overwrite = False
         self._id = self._id.unrelated()

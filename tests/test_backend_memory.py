@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from pgstore.backends.memory import MemoryBackend
 from pgstore.errors import ConfigurationError
 from pgstore.rows import Expiry, PGSession
-from pgstore.testing import NO_TIMES, BackendContract
+from pgstore.testing import NO_TIMES, BackendContract, in_fork
 
 
 class TestMemoryBackend(BackendContract):
@@ -76,6 +78,30 @@ def test_second_sweep_leaves_it_to_the_first() -> None:
     sweeping = True
     assert backend.sweep(10, 0.0) == 1
     assert second == [None]
+
+
+def test_forked_child_is_not_locked_out() -> None:
+    """A thread that held the lock at a fork holds it in the parent only."""
+    backend = MemoryBackend()
+    locked, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with backend.locked(ROW.key):
+            locked.set()
+            assert forked.wait(60)
+
+    def child() -> None:
+        signal.alarm(10)
+        backend.load(ROW.key)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert locked.wait(10)
+    try:
+        assert in_fork(child) == 0
+    finally:
+        forked.set()
+        thread.join()
 
 
 def test_table_is_checked() -> None:

@@ -301,6 +301,17 @@ def test_applied_by_many_processes(path: Path) -> None:
         assert journal_mode(file) == "wal"
 
 
+def test_nothing_is_null(path: Path, backend: SQLiteBackend) -> None:
+    """What is not set is NULL for whoever looks into the table."""
+    assert backend.insert(ROW, EXPIRY)
+    with raw(path) as connection:
+        connection.row_factory = sqlite3.Row
+        row = connection.execute("SELECT * FROM http_sessions").fetchone()
+    unset = {name for name in row.keys() if row[name] is None}  # noqa: SIM118
+    optional = {"user_key", "ip", "user_agent", "meta", "previous_hash", "successor"}
+    assert unset == optional | {"authenticated_on", "renewed_on"}
+
+
 # -- processes and threads -----------------------------------------------------------------------
 
 
@@ -334,14 +345,14 @@ def test_no_write_is_lost_between_processes(path: Path, backend: SQLiteBackend) 
 def test_ended_threads_leave_no_connection(path: Path, backend: SQLiteBackend) -> None:
     """A server that starts a thread per request does not open a connection per request."""
     backend.load(ROW.key)
-    before = open_files(path)
+    before = len(open_files(path))
     for _ in range(20):
         thread = threading.Thread(target=backend.load, args=(ROW.key,))
         thread.start()
         thread.join()
-    assert open_files(path) == before > 0
+    assert len(open_files(path)) == before > 0
     backend.close()
-    assert open_files(path) == 0
+    assert open_files(path) == []
 
 
 @linux
@@ -350,10 +361,10 @@ def test_connections_end_with_the_backend(path: Path, backend: SQLiteBackend) ->
     backend.close()
     forgotten = SQLiteBackend(path)
     forgotten.load(ROW.key)
-    assert open_files(path) > 0
+    assert open_files(path)
     del forgotten
     gc.collect()
-    assert open_files(path) == 0
+    assert open_files(path) == []
 
 
 @linux
@@ -363,7 +374,7 @@ def test_close_during_a_transaction(path: Path, backend: SQLiteBackend) -> None:
     with backend.locked(ROW.key) as inside:
         backend.close()
         assert inside.update(replace(ROW, version=1), ROW.version, EXPIRY)
-    assert open_files(path) == 0
+    assert open_files(path) == []
     with pytest.raises(BackendError, match="is closed"):
         backend.load(ROW.key)
     with closing(SQLiteBackend(path)) as other:
@@ -423,14 +434,14 @@ if pid := os.fork():
     assert os.waitpid(pid, 0)[1] == 0
     backend.load(b"")
     backend.close()
+elif sys.argv[2] == "close":
+    backend.close()
 else:
     backend.load(b"")
-    if sys.argv[2] == "close":
-        backend.close()
     del backend
     gc.collect()
 """
-    for how in ("close", "forget"):
+    for how, closed in (("close", "parent's "), ("use", "child's parent's ")):
         ran = subprocess.run(
             [sys.executable, "-W", "error", "-c", script, os.fspath(path), how],
             capture_output=True,
@@ -438,7 +449,7 @@ else:
             check=False,
         )
         assert (ran.returncode, ran.stderr) == (0, "")
-        assert ran.stdout == "child's parent's "
+        assert ran.stdout == closed
 
 
 def test_killed_writer(path: Path, backend: SQLiteBackend) -> None:
@@ -484,11 +495,13 @@ def test_failed_begin_leaks_nothing(path: Path, backend: SQLiteBackend) -> None:
     """A transaction that could not begin leaves no connection and no lock behind."""
     with raw(path) as connection:
         connection.execute("BEGIN IMMEDIATE")
-        before = open_files(path)
-        for _ in range(10):
+        before = len(open_files(path))
+        for _ in range(5):
             with pytest.raises(BackendError), backend.locked(ROW.key):
                 pytest.fail("the lock is not to be had")
-        assert open_files(path) <= before
+            with pytest.raises(BackendError):
+                backend.delete(ROW.key)
+        assert len(open_files(path)) <= before
         connection.execute("ROLLBACK")
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("ROLLBACK")
@@ -519,6 +532,10 @@ def test_sweep_waits_for_nobody(path: Path, backend: SQLiteBackend) -> None:
         assert backend.sweep(10, 0.0) is None
         connection.execute("ROLLBACK")
     assert backend.sweep(10, 0.0) == 0
+    # The next statement on the connection has its patience again.
+    with closing(SQLiteBackend(path, busy_timeout=7)) as patient:
+        assert patient.sweep(10, 0.0) == 0
+        assert patient._source.run("PRAGMA busy_timeout") == [(7000,)]
 
 
 def test_sweep_has_no_limit_of_variables(path: Path, backend: SQLiteBackend) -> None:
@@ -552,8 +569,47 @@ def test_statements_use_the_indexes(path: Path, backend: SQLiteBackend) -> None:
 
 
 def test_wal(path: Path, backend: SQLiteBackend) -> None:
-    """A file that pgstore makes is in WAL mode: readers and the writer do not wait for another."""
+    """In WAL mode, which a new file is in, no commit waits for the disk; without it, each must."""
     assert journal_mode(path) == "wal"
+    assert backend._source.run("PRAGMA synchronous") == [(1,)]  # NORMAL
+    backend.close()
+    with raw(path) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    with closing(SQLiteBackend(path)) as backend:
+        backend.apply_schema()
+        assert backend._source.run("PRAGMA synchronous") == [(2,)]  # FULL
+
+
+def test_wal_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is written while it is to be switched to WAL is switched after that."""
+    with raw(path) as connection:
+        connection.execute("CREATE TABLE other (a)")
+        connection.execute("BEGIN IMMEDIATE")
+        waits: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            connection.execute("COMMIT")
+
+        monkeypatch.setattr("pgstore.backends.sqlite.time.sleep", sleep)
+        with closing(SQLiteBackend(path)) as backend:
+            backend.apply_schema()
+    assert len(waits) == 1
+    assert journal_mode(path) == "wal"
+
+
+@pytest.mark.parametrize("begin", ["BEGIN IMMEDIATE", "BEGIN; SELECT * FROM other"])
+def test_wal_is_not_waited_for_without_end(path: Path, begin: str) -> None:
+    """A file that others keep for longer than the busy timeout is left as it is."""
+    with raw(path) as connection:
+        connection.execute("CREATE TABLE other (a)")
+        for statement in begin.split(";"):
+            connection.execute(statement).fetchall()
+        backend = SQLiteBackend(path, busy_timeout=0.05)
+        with pytest.raises(BackendError, match="locked"):
+            backend.apply_schema()
+        connection.execute("COMMIT")
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("other",)]
 
 
 def test_without_shared_memory(path: Path) -> None:
@@ -651,22 +707,26 @@ def test_deleted_file(path: Path, backend: SQLiteBackend) -> None:
     assert backend.insert(ROW, EXPIRY)
 
 
-def test_replaced_file(path: Path, backend: SQLiteBackend) -> None:
+@pytest.mark.parametrize("how", ["use", "close"])
+def test_replaced_file(path: Path, backend: SQLiteBackend, how: str) -> None:
     """When another file takes the place, it is used, and the end of the old one does it no harm."""
     assert backend.insert(ROW, EXPIRY)
-    old = SQLiteBackend(path)
-    assert old.load(ROW.key)
     for file in path.parent.iterdir():
         file.unlink()
     with closing(SQLiteBackend(path)) as new:
         new.apply_schema()
         assert new.insert(replace(ROW, version=1), EXPIRY)
-        # Closing the last connection to the old file would delete the new file's journal, by name.
-        old.close()
+        if how == "use":
+            loaded = backend.load(ROW.key)
+            assert loaded
+            assert loaded.row.version == 1
+        else:
+            backend.close()
+        # The new file's journal goes by the name of the old one's.
         assert path.with_name("sessions.db-wal").exists()
-        loaded = backend.load(ROW.key)
-        assert loaded
-        assert loaded.row.version == 1
+        if sys.platform == "linux":
+            assert not [file for file in open_files(path) if file.endswith("(deleted)")]
+        assert new.delete(ROW.key, version=1)
 
 
 def test_errors_hold_no_values(path: Path, backend: SQLiteBackend) -> None:
@@ -681,8 +741,8 @@ def test_errors_hold_no_values(path: Path, backend: SQLiteBackend) -> None:
     assert str(caught.value) == f"SQLite failed on {path} (SQLITE_CONSTRAINT_TRIGGER)"
 
 
-def open_files(path: Path) -> int:
-    """Count how often this process has the database or its journal open."""
+def open_files(path: Path) -> list[str]:
+    """Return what this process has open of the database and its journal, once for each time."""
     links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
     files = [os.readlink(link) for link in links if os.path.lexists(link)]
-    return sum(file.startswith(os.fspath(path)) for file in files)
+    return [file for file in files if file.startswith(os.fspath(path))]

@@ -259,13 +259,13 @@ def test_many_threads_may_stop_one_cleanup() -> None:
 
 
 def test_stopping_waits_for_the_sweep_under_way() -> None:
-    """When `stop` has returned, nothing of the cleanup uses the storage any more."""
+    """`stop` waits for a batch to end, no other follows it, and the storage is left alone."""
     finish, order = Event(), []
 
     def slow() -> int:
         assert finish.wait(SOME_SECONDS)
         order.append("swept")
-        return 0
+        return BATCH
 
     backend = FakeBackend(slow)
     cleaner = cleaner_of(backend)
@@ -283,6 +283,7 @@ def test_stopping_waits_for_the_sweep_under_way() -> None:
     finish.set()
     stopper.join(SOME_SECONDS)
     assert order == ["swept", "stopped"]
+    assert len(backend.calls) == 1
 
 
 def test_closing_stops_everything_that_was_started() -> None:

@@ -632,3 +632,22 @@ def test_clearing_an_unknown_type_against_another_writer(
         session["more"] = Point(2)
     cleared.save()
     assert values(lab, known) == {"x": 1}
+
+
+def test_each_flash_is_shown_once(lab: Lab, known: Browser) -> None:
+    """Of two requests that consume a message at once, the save of the slower one takes it back."""
+    store = lab.store()
+    with known.visit(store) as session:
+        session.add_flash("saved")
+        session.add_flash("saved")
+        session.add_flash("other", "errors")
+    first, second = Visit(known, store), Visit(known, store)
+    shown = [visit.session.flashes() for visit in (first, second)]
+    errors = second.session.flashes("errors")
+    assert shown == [["saved", "saved"], ["saved", "saved"]]
+    first.session.add_flash("new")
+    first.save()
+    second.save()
+    assert shown == [["saved", "saved"], []]
+    assert errors == ["other"]
+    assert Visit(known, store).session.flashes() == ["new"]

@@ -19,6 +19,10 @@ DATA = bytes(range(51))
 # these is to log everybody out.
 GOLDEN_TEXT = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEy"
 GOLDEN_HANDLE = "AAECAwQFBgcICQoLDA0ODw"
+GOLDEN_SUCCESSOR = bytes.fromhex(
+    "c8c9cacbcccdcecfd0d1d2d373b9d0a560723b269541dc9c59a8dab25e75"
+    "711371ad4e7f778eaf30d55055b730876ed2afd1c5fe16c4822608d66441"
+)
 
 keys = st.binary(min_size=16, max_size=16)
 
@@ -93,7 +97,7 @@ def test_a_generation_cannot_overflow() -> None:
     last = id.renewed(MAX_GENERATION - 1)
     assert SessionId.from_bytes(last.to_bytes()) == last
     assert last.generation == MAX_GENERATION == 2**24 - 1
-    with pytest.raises(ConfigurationError, match="delete it and start anew"):
+    with pytest.raises(ConfigurationError, match=r"start anew$"):
         last.renewed(MAX_GENERATION)
 
 
@@ -141,9 +145,10 @@ def test_an_id_shows_no_secret(show: Callable[[SessionId], str]) -> None:
         lambda: SessionId.new(NOW),
         lambda: SessionId.from_bytes(DATA).renewed(0),
         lambda: SessionId.from_bytes(DATA).unrelated(),
+        lambda: SessionId.from_bytes(DATA).seal_successor(SessionId.from_bytes(DATA)),
         generate_random_key,
     ],
-    ids=["new", "renewed", "unrelated", "key"],
+    ids=["new", "renewed", "unrelated", "sealed", "key"],
 )
 def test_a_failing_random_source_raises(
     monkeypatch: pytest.MonkeyPatch, make: Callable[[], object]
@@ -157,6 +162,57 @@ def test_a_failing_random_source_raises(
     monkeypatch.setattr(random, "_urandom", fail)  # the name under which `secrets` knows it
     with pytest.raises(OSError, match="no random bytes"):
         make()
+
+
+# -- successors ------------------------------------------------------------------------------------
+
+
+def test_a_successor_is_read_with_the_secret_before_it() -> None:
+    """Who holds the secret that was renewed gets the new id from the row, and no server key."""
+    id = SessionId.new(NOW)
+    successor = id.renewed(41)
+    assert id.open_successor(id.seal_successor(successor), 42) == successor
+
+
+def test_a_sealed_successor_of_an_earlier_release_is_read() -> None:
+    """The form in which a row keeps the next secret is frozen."""
+    successor = SessionId.from_bytes(DATA).open_successor(GOLDEN_SUCCESSOR, 0x101113)
+    assert successor == SessionId(DATA[:16], 0x101113, bytes(range(100, 132)))
+
+
+@pytest.mark.parametrize(
+    ("reader", "generation"),
+    [
+        (SessionId(DATA[:16], 0x101112, bytes(32)), 0x101113),
+        (SessionId(bytes(16), 0x101112, DATA[19:]), 0x101113),
+        (SessionId.from_bytes(DATA), 0x101112),
+        (SessionId.from_bytes(DATA), 0x101114),
+    ],
+    ids=["secret", "selector", "older", "younger"],
+)
+def test_a_successor_is_bound_to_its_id(reader: SessionId, generation: int) -> None:
+    """Another secret, another row or another generation reads nothing of it."""
+    assert reader.open_successor(GOLDEN_SUCCESSOR, generation) is None
+
+
+def test_any_damage_to_a_successor_is_noticed() -> None:
+    """What was cut at any length, prolonged or changed in any byte is no successor."""
+    damaged = [GOLDEN_SUCCESSOR[:size] for size in range(len(GOLDEN_SUCCESSOR))]
+    for place, byte in enumerate(GOLDEN_SUCCESSOR):
+        changed = bytes([byte ^ 1])
+        damaged.append(GOLDEN_SUCCESSOR[:place] + changed + GOLDEN_SUCCESSOR[place + 1 :])
+    damaged.append(GOLDEN_SUCCESSOR + b"x")
+    id = SessionId.from_bytes(DATA)
+    assert {id.open_successor(sealed, 0x101113) for sealed in damaged} == {None}
+
+
+def test_a_sealed_successor_shows_nothing() -> None:
+    """A copy of the database holds no secret, nor whether two are the same."""
+    id = SessionId.new(NOW)
+    successor = id.renewed(0)
+    sealed = {id.seal_successor(successor) for _ in range(50)}
+    assert len(sealed) == 50
+    assert not any(successor.secret in each or id.secret in each for each in sealed)
 
 
 # -- handles ---------------------------------------------------------------------------------------

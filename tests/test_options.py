@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, fields, replace
 from datetime import timedelta
 from typing import Any
 
@@ -388,7 +388,7 @@ def test_a_touch_interval_of_half_a_life_is_refused(
     )
 
 
-@pytest.mark.parametrize("name", ["idle_timeout", "lifetime", "touch_interval"])
+@pytest.mark.parametrize("name", [field.name for field in fields(Lifetimes)])
 @pytest.mark.parametrize(
     "value", [-1, -0.001, timedelta(seconds=-1), LONGEST + 1, math.inf, math.nan, "60", True]
 )
@@ -398,11 +398,34 @@ def test_a_lifetime_that_does_not_fit_is_refused(name: str, value: Any) -> None:
         Lifetimes(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["idle_timeout", "lifetime"])
+@pytest.mark.parametrize("name", ["idle_timeout", "lifetime", "rotate_every"])
 def test_a_session_cannot_live_for_no_time(name: str) -> None:
     """A limit of 0 is refused: None is how to set none."""
     with pytest.raises(ConfigurationError, match=f"^{name} must be positive.* or None: 0"):
         Lifetimes(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "fits"),
+    [
+        ({}, True),
+        ({"rotate_every": timedelta(minutes=15)}, True),
+        ({"rotate_every": 30.1}, True),
+        ({"rotate_every": 30}, False),
+        ({"rotate_every": 60, "rotation_grace": 60}, False),
+        ({"rotate_every": 1, "rotation_grace": 0}, True),
+        ({"rotation_grace": timedelta(minutes=1)}, True),
+    ],
+)
+def test_a_grace_ends_before_the_next_renewal(settings: dict[str, Any], fits: bool) -> None:
+    """`rotation_grace` is shorter than `rotate_every`: at most one secret before is still good."""
+    if fits:
+        Lifetimes(**settings)
+        return
+    with pytest.raises(
+        ConfigurationError, match=r"^rotation_grace must be less than rotate_every$"
+    ):
+        Lifetimes(**settings)
 
 
 def test_every_bad_lifetime_is_reported_together() -> None:

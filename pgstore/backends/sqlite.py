@@ -365,6 +365,7 @@ class _Connections:
                 return self._database.open()
             if connection.fits(identity):
                 return connection
+            connection.close()
 
     def _give_back(self, connection: _Connection) -> None:
         self._idle.append(connection)
@@ -493,7 +494,7 @@ class _Connection:
         self._identity = identity
         self._pid = os.getpid()
         # Only close() frees this connection, for it holds itself through this function. Otherwise
-        # garbage collection would close it in a forked child, or after its file was replaced.
+        # garbage collection, or the interpreter's end, would close it in a forked child.
         raw.create_function("pgstore_hold", 0, lambda: raw.total_changes)
 
     def fits(self, identity: tuple[int, int] | None) -> bool:
@@ -520,13 +521,12 @@ class _Connection:
                 self._raw.rollback()
 
     def close(self) -> None:
-        """Close the connection, or abandon it where closing would do harm.
+        """Close the connection, or abandon it in a forked child.
 
-        In a forked child it would end locks of the parent. When the file was replaced, it would
-        delete the journal of the file that took its place, which goes by the same name.
-        https://www.sqlite.org/howtocorrupt.html sections 2.6 and 2.4
+        There, closing could write to the file, or delete its journal, without the parent's locks.
+        https://www.sqlite.org/howtocorrupt.html section 2.6
         """
-        if self.fits(self._database.identity()):
+        if self._pid == os.getpid():
             self._raw.close()
 
 

@@ -1,0 +1,82 @@
+"""Callbacks for sessions that ended (sessionup's ``OnDeletion``)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from typing import Literal, TypeAlias
+
+from .ids import handle_of
+from .rows import PGSession
+
+__all__ = ["DeletionCallback", "Hooks", "Reason", "Unsubscribe"]
+
+_log = logging.getLogger("pgstore")
+
+Reason: TypeAlias = Literal["deleted", "revoked", "expired", "replayed", "evicted"]
+DeletionCallback: TypeAlias = Callable[[PGSession, Reason], object]
+
+
+class Hooks:
+    """The callbacks of one store. Thread-safe; a callback may subscribe and unsubscribe."""
+
+    def __init__(self) -> None:
+        # Replaced whole and never changed, so that it can be iterated without a lock.
+        self._subscriptions: tuple[Unsubscribe, ...] = ()
+        self._lock = threading.Lock()
+
+    def subscribe(self, callback: DeletionCallback) -> Unsubscribe:
+        """Call ``callback(row, reason)`` for each session that ends from now on."""
+        subscription = Unsubscribe(self, callback)
+        with self._lock:
+            self._subscriptions = (*self._subscriptions, subscription)
+        return subscription
+
+    def fire(self, rows: Iterable[PGSession], reason: Reason) -> None:
+        """Tell every subscriber of rows that were deleted; one that raises stops nobody."""
+        for row in rows:
+            for subscription in self._subscriptions:
+                subscription._call(row, reason)
+
+    def _remove(self, subscription: Unsubscribe) -> None:
+        with self._lock:
+            self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
+
+
+class Unsubscribe:
+    """Ends a subscription when it is called; again is no error.
+
+    With ``wait=True`` it returns when no call of the callback is under way in another thread.
+    Inside the callback itself it does not wait for itself.
+    """
+
+    def __init__(self, hooks: Hooks, callback: DeletionCallback) -> None:
+        self._hooks = hooks
+        self._callback = callback
+        self._running: list[int] = []
+        self._changed = threading.Condition()
+        self._ended = False
+
+    def __call__(self, *, wait: bool = False) -> None:
+        self._hooks._remove(self)
+        me = threading.get_ident()
+        with self._changed:
+            self._ended = True
+            if wait:
+                self._changed.wait_for(lambda: all(thread == me for thread in self._running))
+
+    def _call(self, row: PGSession, reason: Reason) -> None:
+        me = threading.get_ident()
+        with self._changed:
+            if self._ended:
+                return
+            self._running.append(me)
+        try:
+            self._callback(row, reason)
+        except Exception:  # noqa: BLE001 - logged with its traceback; it stops nobody
+            _log.exception("a callback for the end of session %s failed", handle_of(row.key))
+        finally:
+            with self._changed:
+                self._running.remove(me)
+                self._changed.notify_all()
