@@ -13,6 +13,7 @@ from threading import Event
 
 from .errors import ConfigurationError
 from .forks import in_forked_child
+from .hooks import Hooks
 from .options import seconds
 from .rows import Backend
 
@@ -41,8 +42,9 @@ class Cleaner:
     Threads are daemons; they are started by `start` and `run` only.
     """
 
-    def __init__(self, backend: Backend, horizon: Callable[[], float]) -> None:
+    def __init__(self, backend: Backend, horizon: Callable[[], float], hooks: Hooks) -> None:
         self._backend = backend
+        self._hooks = hooks
         self._horizon = horizon
         self._loops: list[_Loop] = []
         self._hooked = False
@@ -55,9 +57,10 @@ class Cleaner:
         """
         total = 0
         while stop is None or not stop.is_set():
-            deleted = self._backend.sweep(_BATCH_ROWS, self._horizon())
-            total += deleted or 0
-            if deleted is None or deleted < _BATCH_ROWS:
+            deleted = self._backend.sweep(_BATCH_ROWS, self._horizon()) or []
+            total += len(deleted)
+            self._hooks.fire(deleted, "expired")
+            if len(deleted) < _BATCH_ROWS:
                 break
         return total
 
@@ -96,7 +99,7 @@ class Cleaner:
             self._hooked = True
             in_forked_child(self._restart_in_child)
         loop.start()  # first: `close` would wait for ever for one that could not start
-        self._loops = [other for other in self._loops if not other.done.is_set()] + [loop]
+        self._loops.append(loop)
 
     def _restart_in_child(self) -> None:
         for loop in self._loops:

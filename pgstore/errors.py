@@ -20,6 +20,7 @@ __all__ = [
     "CookieNotYetValid",
     "CookieSignatureInvalid",
     "CookieTooLong",
+    "NotOwner",
     "PGStoreError",
     "RowError",
     "SaveErrors",
@@ -129,6 +130,14 @@ class SessionNotFound(ClientError):
         super().__init__(f"no live session for handle {handle} ({reason})")
         self.handle = handle
         self.reason = reason
+
+
+class NotOwner(ClientError):
+    """The session is somebody else's; it was left alone."""
+
+    def __init__(self, handle: str) -> None:
+        super().__init__(f"session {handle} is not the given owner's")
+        self.handle = handle
 
 
 class SessionGone(ClientError):

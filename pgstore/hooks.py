@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Literal, TypeAlias
 
-from .ids import handle_of
 from .rows import PGSession
 
 __all__ = ["DeletionCallback", "Hooks", "Reason", "Unsubscribe"]
@@ -75,7 +74,7 @@ class Unsubscribe:
         try:
             self._callback(row, reason)
         except Exception:  # noqa: BLE001 - logged with its traceback; it stops nobody
-            _log.exception("a callback for the end of session %s failed", handle_of(row.key))
+            _log.exception("a callback for the end of session %s failed", row.handle)
         finally:
             with self._changed:
                 self._running.remove(me)

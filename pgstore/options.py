@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -101,7 +102,7 @@ class Options:
         ):
             problems.append(f"domain must be a host name or None, not {self.domain!r}")
         if isinstance(self.max_age, timedelta):
-            object.__setattr__(self, "max_age", int(self.max_age.total_seconds()))
+            object.__setattr__(self, "max_age", math.floor(self.max_age.total_seconds()))
         if isinstance(self.max_age, bool) or not isinstance(self.max_age, int):
             problems.append(f"max_age must be whole seconds or a timedelta, not {self.max_age!r}")
         elif self.max_age > _LONGEST:

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple, Protocol
 
 from .errors import ConfigurationError
+from .ids import handle_of
 from .options import Expiry
 
 __all__ = ["Backend", "Expiry", "Loaded", "PGSession", "check_table", "expiry_times"]
@@ -55,6 +56,11 @@ class PGSession:
     authenticated_on: datetime | None = None
     renewed_on: datetime | None = None
 
+    @property
+    def handle(self) -> str:
+        """The session's public name."""
+        return handle_of(self.key)
+
 
 class Loaded(NamedTuple):
     """A live row, and the time on its database's clock at which it was read."""
@@ -91,9 +97,11 @@ class Backend(Protocol):
         """Return the live row, in one round trip."""
 
     def insert(self, row: PGSession, expiry: Expiry) -> PGSession | None:
-        """Add a row and return it as stored: ``created_on``, ``modified_on`` and ``seen_on`` are
-        now, and so is ``authenticated_on`` when the row has a ``user_key``. None when the key is
-        taken, by a live row or not: nothing is replaced.
+        """Add a row and return it as stored.
+
+        ``created_on``, ``modified_on`` and ``seen_on`` are now, and so is ``authenticated_on`` when
+        the row has a ``user_key``. None when the key is taken, by a live row or not: nothing is
+        replaced.
         """
 
     def update(
@@ -105,8 +113,7 @@ class Backend(Protocol):
         login: bool = False,
         renew: bool = False,
     ) -> PGSession | None:
-        """Store all of ``row`` but its times over the live row with its key, if that has
-        ``version``.
+        """Store all of ``row`` but its times over the live row with its key and ``version``.
 
         ``modified_on`` becomes now. With an ``expiry``, ``seen_on`` becomes now too and the expiry
         moves; without one they stay. ``login`` makes ``authenticated_on`` now, ``renew`` makes
@@ -115,52 +122,69 @@ class Backend(Protocol):
         """
 
     def touch(self, row: PGSession, expiry: Expiry) -> PGSession | None:
-        """Move ``seen_on`` to now, and the expiry, if the live row still has ``row``'s
-        ``generation`` and ``seen_on``. Nothing else changes. Returns the row with its new times, or
-        None.
+        """Move ``seen_on`` to now, and the expiry; nothing else changes.
+
+        Only if the live row still has ``row``'s ``generation`` and ``seen_on``. Returns the given
+        row with its new times, or None.
         """
 
     def delete(
-        self, key: bytes, *, version: int | None = None, generation: int | None = None
+        self,
+        key: bytes,
+        *,
+        version: int | None = None,
+        generation: int | None = None,
+        user_key: str | None = None,
     ) -> PGSession | None:
-        """Delete the live row, if it has ``version`` when given, and if ``generation``, when given,
-        is not below its ``min_generation``. Returns the row that was deleted, its ``data`` empty,
-        or None.
+        """Delete the live row and return it, its ``data`` empty, or None.
+
+        Only if it has ``version`` and ``user_key``, when these are given, and if its
+        ``min_generation`` is not above ``generation``, when that is.
         """
 
     def rewrite(self, row: PGSession, version: int) -> bool:
-        """Replace ``data`` and ``version`` of the live row that has ``version``; every time stays
-        as it is.
+        """Replace ``data`` and ``version`` of the live row that has ``version``.
 
-        For maintenance: nobody visited. Tells whether it did.
+        For maintenance: nobody visited, and every time stays as it is. Tells whether it did.
         """
 
     def scan(self, after: bytes | None, limit: int) -> list[PGSession]:
-        """Return up to ``limit`` live rows in the order of their keys, from the first key above
-        ``after``.
+        """Return up to ``limit`` live rows by their keys, from the first key above ``after``."""
+
+    def of_user(self, user_key: str) -> list[PGSession]:
+        """Return the user's live rows without their ``data``, the newest login first.
+
+        Users are compared byte by byte.
+        """
+
+    def delete_of_user(
+        self, user_key: str, *, keep: bytes | None = None, newest: int = 0
+    ) -> list[PGSession]:
+        """Delete the user's live rows and return them without their ``data``.
+
+        Not the one with the key ``keep``, nor the ``newest`` first ones of `of_user`.
         """
 
     def locked(self, key: bytes) -> AbstractContextManager[Backend]:
-        """Open a short transaction that holds the row's lock, and give a backend that works inside
-        it.
+        """Give a backend that works in a short transaction which holds the row's lock.
 
         Other writers of that row wait, so that what is loaded is what will be replaced. Leaving the
-        block commits; an exception rolls back. Absent rows are no error: nothing is locked then.
+        block commits; an exception rolls back. An absent row is no error: nothing is locked then.
         """
 
-    def sweep(self, limit: int, horizon: float) -> int | None:
-        """Delete up to ``limit`` rows that are not live, in one transaction, passing over locked
-        rows.
+    def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
+        """Delete up to ``limit`` rows that are not live, passing over locked rows.
 
-        Only rows whose ``gc_after`` is at most ``horizon`` seconds away need be found. Returns how
-        many were deleted, or None when another process is sweeping this table now.
+        In one transaction. Only rows whose ``gc_after`` is at most ``horizon`` seconds away need be
+        found. Returns what was deleted, without ``data``; None when another process is sweeping
+        this table now, or the lock cannot be had soon.
         """
 
     def apply_schema(self) -> None:
         """Create or migrate the table; safe for many processes at once. Raises `SchemaError`."""
 
     def check_schema(self) -> None:
-        """Raise `SchemaError` when the table is missing, or too new for this code."""
+        """Raise `SchemaError` unless the table is there, new enough and not too new."""
 
     def close(self) -> None:
         """Free what this backend opened. What it was handed stays open. May be called again."""

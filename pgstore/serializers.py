@@ -323,6 +323,10 @@ def _zone_out(zone: dt.tzinfo | None) -> Any:
     if zone is None:
         return None
     if type(zone) is ZoneInfo and zone.key is not None:
+        try:
+            ZoneInfo(zone.key)  # from a file of one's own, a zone may have a name that nobody knows
+        except (ValueError, OSError, KeyError):
+            raise _Refused from None
         return zone.key
     if type(zone) is dt.timezone:
         offset = zone.utcoffset(None)

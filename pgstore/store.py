@@ -7,11 +7,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from threading import Event
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from . import plan
 from .cleanup import Cleaner, SweepResult
@@ -27,18 +27,20 @@ from .cookies import Headers, HttpsCheck, clear_cookie, set_cookie, vary_on_cook
 from .errors import (
     BackendError,
     ConfigurationError,
-    ConflictError,
+    NotOwner,
     PGStoreError,
     RowError,
     SessionGone,
     SessionNotFound,
 )
-from .ids import SessionId
+from .hooks import DeletionCallback, Hooks, Unsubscribe
+from .ids import SessionId, key_of
 from .merge import MergeFunction
 from .options import Lifetimes, Options, check_cookie_name, seconds
-from .rows import Backend, Loaded, PGSession
+from .rows import Backend, PGSession
+from .saving import Saving
 from .serializers import TypedSerializer
-from .session import Registry, Session, Snapshot, environ_of
+from .session import Registry, Session, Snapshot, check_user_key, environ_of
 
 if TYPE_CHECKING:
     import psycopg
@@ -86,7 +88,7 @@ class Store:
         touch_interval: float | timedelta | None = None,
         rotate_every: float | timedelta | None = None,
         rotation_grace: float | timedelta = 30.0,
-        merge: Mapping[Hashable, MergeFunction] | None = None,
+        merge: Mapping[Any, MergeFunction] | None = None,
         serializer: TypedSerializer | None = None,
         codecs: Sequence[Codec] | None = None,
         sealers: Sequence[Sealer] | None = None,
@@ -127,7 +129,8 @@ class Store:
         self._save_deadline = seconds(save_deadline, "save_deadline")
         self._names: set[str] = set()
         self._is_https = HttpsCheck()
-        self._cleaner = Cleaner(backend, self._sweep_horizon)
+        self._hooks = Hooks()
+        self._cleaner = Cleaner(backend, self._sweep_horizon, self._hooks)
         if schema == "apply":
             backend.apply_schema()
         elif schema == "check":
@@ -246,7 +249,8 @@ class Store:
             while session._ended:
                 self._end(session, session._ended[0])
                 del session._ended[0]
-        send = _Save(self._rules, self._backend, session, ip, agent).run(self._save_deadline)
+        saving = Saving(self._rules, self._backend, session, self._hooks, ip, agent)
+        send = saving.run(self._save_deadline)
         base = session._base
         https = self._is_https(environ, options)
         if base is not None and not base.lapsed and (send or base.resend):
@@ -257,6 +261,53 @@ class Store:
         elif session._forget is not None:
             clear_cookie(headers, session.name, session._forget, https=https)
         session._forget = None
+
+    # -- users
+
+    def sessions_of(self, user_key: str) -> list[PGSession]:
+        """Return a user's live sessions, the newest login first, for a device list.
+
+        Each row is without its ``data``; its ``handle`` is what `revoke` takes. Whose session is
+        whose is compared byte by byte. Raises `ConfigurationError` for what is no user key.
+        """
+        return self._backend.of_user(check_user_key(user_key))
+
+    def revoke(self, handle: str, *, owner: str | None = None) -> bool:
+        """End the session with that handle, at once and for good. Tells whether there was one.
+
+        With an ``owner``, raises `NotOwner` for somebody else's, which is left alone.
+        """
+        key = key_of(handle)
+        if key is None:
+            return False
+        row = self._backend.delete(key, user_key=owner)
+        if row is not None:
+            self._hooks.fire([row], "revoked")
+        elif owner is not None and self._backend.load(key) is not None:
+            raise NotOwner(handle)
+        return row is not None
+
+    def revoke_user(self, user_key: str, *, keep: Session | None = None) -> int:
+        """End all of a user's sessions, but ``keep`` ("sign out everywhere else"); return how many.
+
+        One statement: a session whose secret is being renewed meanwhile is not missed.
+        """
+        check_user_key(user_key)
+        kept = key_of(keep.handle) if keep is not None else None
+        rows = self._backend.delete_of_user(user_key, keep=kept)
+        self._hooks.fire(rows, "revoked")
+        return len(rows)
+
+    def on_deletion(self, callback: DeletionCallback) -> Unsubscribe:
+        """Call ``callback(row, reason)`` for every session that this process ends.
+
+        The reason is ``"deleted"`` (logout, or emptied), ``"revoked"``, ``"expired"`` (swept),
+        ``"replayed"`` or ``"evicted"``. Called at most once per row, after the commit, in the
+        thread that deleted, with no lock held; the row is without its ``data``. One that raises is
+        logged. Returns a function that unsubscribes; its ``wait=True`` waits for calls under way
+        (sessionup's ``OnDeletion``).
+        """
+        return self._hooks.subscribe(callback)
 
     # -- cleanup
 
@@ -349,7 +400,9 @@ class Store:
             if not error.outcome_unknown:
                 raise
             deleted = self._backend.delete(key, generation=generation)
-        if deleted is None and self._backend.load(key) is not None:
+        if deleted is not None:
+            self._hooks.fire([deleted], "deleted")
+        elif self._backend.load(key) is not None:
             # A login has taken the session over: it, and the cookie it sent, are not this request's
             # to end.
             session._ended.clear()
@@ -358,7 +411,9 @@ class Store:
 
     def _end_replayed(self, id: SessionId) -> None:
         """End a session of which somebody has a copy: thief or owner, nobody can tell which."""
-        if self._backend.delete(id.selector) is not None:
+        row = self._backend.delete(id.selector)
+        if row is not None:
+            self._hooks.fire([row], "replayed")
             _log.warning(
                 "session %s was ended: a cookie from before its secret was renewed came back after "
                 "the grace, so there is a copy of it",
@@ -467,140 +522,6 @@ class PGStore(Store):
         backend = PostgresBackend(borrowed, table=table, db_schema=db_schema)
         Store.__init__(store, backend, *keys, **settings)
         return store
-
-
-# What was stored and its row; or what to try next (None: nothing) and None.
-_Outcome = tuple[plan.Write | None, PGSession | None]
-
-
-class _Save:
-    """One `Store.save`: write, and when another request was faster, or the answer was lost, find
-    out and go on.
-    """
-
-    _TRIES_BEFORE_LOCK = 4
-
-    def __init__(
-        self,
-        rules: plan.Rules,
-        backend: Backend,
-        session: Session,
-        ip: str | None,
-        agent: str | None,
-    ) -> None:
-        self._rules = rules
-        self._backend = backend
-        self._session = session
-        self._client = (ip, agent)
-        self._sent: plan.Write | None = None
-
-    def run(self, seconds: float) -> bool:
-        """Write what there is to write. Tells whether the browser's cookie is to be sent again."""
-        deadline = time.monotonic() + seconds
-        write, tries = self._decide(), 0
-        while write is not None:
-            write, row = self._try(write, locked=tries >= self._TRIES_BEFORE_LOCK)
-            if write is not None and row is not None:
-                plan.settle(self._session, write, row)
-                return plan.sends_cookie(write)
-            if write is not None and time.monotonic() > deadline:
-                raise ConflictError(
-                    f"other writers of session {self._session.handle} were faster for "
-                    f"{seconds:g} s; nothing was written"
-                )
-            tries += 1
-        return False
-
-    def _try(self, write: plan.Write, *, locked: bool) -> _Outcome:
-        try:
-            if locked:
-                return self._send_locked(write)
-            row = self._send(self._backend, write)
-        except BackendError as error:
-            if not error.outcome_unknown:
-                raise
-            return self._look(error)
-        return (write, row) if row is not None else self._overtaken(write)
-
-    def _decide(self) -> plan.Write | None:
-        return plan.decide(self._rules, self._session, *self._client)
-
-    def _send(self, backend: Backend, write: plan.Write) -> PGSession | None:
-        self._sent = write
-        match write:
-            case plan.Insert(row, expiry):
-                return backend.insert(row, expiry)
-            case plan.Update(row, version, expiry, _, login, renew):
-                return backend.update(row, version, expiry, login=login, renew=renew)
-            case plan.Touch(row, expiry):
-                return backend.touch(row, expiry)
-            case plan.Delete(row):
-                return backend.delete(row.key, version=row.version)
-        raise AssertionError(write)
-
-    def _is_ours(self, loaded: Loaded | None) -> TypeGuard[Loaded]:
-        """Tell whether the row is as the last write of this save wanted it: then it was done.
-
-        No earlier write can still arrive once another was decided on: the version that it was to
-        replace is gone.
-        """
-        match self._sent:
-            case plan.Insert(row) | plan.Update(row):
-                return loaded is not None and loaded.row.version == row.version
-        return False
-
-    def _send_locked(self, write: plan.Write) -> _Outcome:
-        """Load and write under the row's lock, so that nobody can be faster."""
-        key = self._session._id.selector
-        with self._backend.locked(key) as backend:
-            loaded = backend.load(key)
-            if self._is_ours(loaded):
-                return write, loaded.row
-            plan.rebase(self._rules, self._session, loaded)
-            again = self._decide()
-            return again, None if again is None else self._send(backend, again)
-
-    def _overtaken(self, write: plan.Write) -> _Outcome:
-        """The write found no such row: look, and decide again on what there is."""
-        loaded = self._backend.load(self._session._id.selector)
-        if self._is_ours(loaded):
-            return write, loaded.row  # an earlier try of ours, of which no answer came
-        if isinstance(write, plan.Insert):
-            self._session._id = self._session._id.unrelated()  # the key is taken
-        else:
-            plan.rebase(self._rules, self._session, loaded)
-        return self._decide(), None
-
-    def _look(self, error: BackendError) -> _Outcome:
-        """The answer to a write was lost: find out from the row whether it was done."""
-        write = self._sent
-        assert write is not None
-        try:
-            loaded = self._backend.load(self._session._id.selector)
-        except BackendError as blind:
-            raise error from blind
-        if self._is_ours(loaded):
-            return write, loaded.row
-        match write:
-            case plan.Insert(row):
-                # Nobody knows an anonymous id yet, so nobody can have deleted its row. One with a
-                # user may have been stored and revoked: it must not come back.
-                if row.user_key is None and loaded is None:
-                    return write, None
-                raise error
-            case plan.Update(_, version) if loaded is not None:
-                # Again under the same version number: should the first one still arrive, it is
-                # seen to be ours.
-                if loaded.row.version == version:
-                    return write, None
-                # Another writer came after it, or instead of it. Plain keys can be set twice, but a
-                # counter must not count twice.
-                if not plan.mergeable(self._rules, self._session, write):
-                    raise error
-            case plan.Delete(row) if loaded is None:
-                return write, row
-        plan.rebase(self._rules, self._session, loaded)
-        return self._decide(), None
 
 
 class _Raw:

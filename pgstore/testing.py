@@ -421,6 +421,69 @@ class BackendContract:
         self.raw()
         assert backend.delete(BARE.key, generation=generation)
 
+    def test_delete_by_user(self, backend: Backend) -> None:
+        """A delete that names a user spares the rows of others, and those of nobody."""
+        for user in (None, "Alice", "alice "):
+            add(backend, replace(BARE, user_key=user))
+            assert backend.delete(BARE.key, user_key="alice") is None
+            assert backend.delete(BARE.key)
+        add(backend, replace(BARE, user_key="alice"))
+        assert backend.delete(BARE.key, user_key="alice")
+
+    def test_of_user(self, backend: Backend) -> None:
+        """A user's rows are the live ones with that very key, the newest login first."""
+        assert backend.of_user("alice") == []
+        add(backend, replace(FULL, key=key(9), user_key="alice"), replace(EXPIRY, idle=10.0))
+        for number, user in enumerate(["alice", "Alice", "alicé", "alice ", "alice", None]):
+            self.raw_shift(20)
+            add(backend, replace(FULL, key=key(number), user_key=user))
+        rows = backend.of_user("alice")
+        assert [row.key for row in rows] == [key(4), key(0)]
+        assert rows == [replace(PGSession(**self.raw(row.key)), data=b"") for row in rows]
+        # A login counts, and not the creation.
+        self.raw_shift(20)
+        first = load(backend, key(0))
+        assert backend.update(first, first.version, None, login=True)
+        assert [row.key for row in backend.of_user("alice")] == [key(0), key(4)]
+
+    @pytest.mark.parametrize(
+        ("keep", "newest", "left"),
+        [
+            (None, 0, []),
+            (1, 0, [1]),
+            (None, 2, [3, 2]),
+            (0, 1, [3, 0]),
+            (3, 1, [3]),
+            (None, 9, [3, 2, 1, 0]),
+        ],
+    )
+    def test_delete_of_user(
+        self, backend: Backend, keep: int | None, newest: int, left: list[int]
+    ) -> None:
+        """A user's live rows go, but for the one to keep and the newest; nobody else's do."""
+        for number in range(4):
+            add(backend, replace(FULL, key=key(number), user_key="alice"))
+            self.raw_shift(20)
+        others = [replace(BARE, key=key(8)), replace(BARE, key=key(9), user_key="Alice")]
+        for row in others:
+            add(backend, row)
+        before = backend.of_user("alice")
+        kept = None if keep is None else key(keep)
+        deleted = backend.delete_of_user("alice", keep=kept, newest=newest)
+        assert backend.of_user("alice") == [row for row in before if row not in deleted]
+        assert [row.key for row in backend.of_user("alice")] == [key(number) for number in left]
+        assert sorted(row.key for row in deleted) == sorted(
+            row.key for row in before if row.key not in [key(number) for number in left]
+        )
+        assert all(self.raw(row.key) for row in others)
+
+    def test_delete_of_user_spares_expired_rows(self, backend: Backend) -> None:
+        """What has expired is left to the sweep."""
+        add(backend, replace(BARE, user_key="alice"))
+        self.raw_shift(AGES)
+        assert backend.delete_of_user("alice") == []
+        self.raw()
+
     def test_rewrite(self, backend: Backend) -> None:
         """A rewrite replaces data and version, and nothing else, not even a time."""
         add(backend, BARE)
@@ -497,11 +560,12 @@ class BackendContract:
         """A sweep with a horizon of one bucket deletes all that has expired, and nothing else."""
         add(backend, BARE, replace(EXPIRY, idle=10.0))
         add(backend, FULL)
-        assert backend.sweep(10, EXPIRY.bucket) == 0
+        assert backend.sweep(10, EXPIRY.bucket) == []
         self.raw_shift(20)
-        assert backend.sweep(10, EXPIRY.bucket) == 1
+        expected = replace(PGSession(**self.raw()), data=b"")
+        assert backend.sweep(10, EXPIRY.bucket) == [expected]
         assert [row["key"] for row in self.raw_rows()] == [FULL.key]
-        assert backend.sweep(10, EXPIRY.bucket) == 0
+        assert backend.sweep(10, EXPIRY.bucket) == []
         add(backend, BARE)
 
     def test_sweep_in_batches(self, backend: Backend) -> None:
@@ -509,15 +573,15 @@ class BackendContract:
         for number in range(5):
             add(backend, replace(BARE, key=key(number)))
         self.raw_shift(AGES)
-        assert [backend.sweep(2, 0.0) for _ in range(4)] == [2, 2, 1, 0]
+        assert [len(backend.sweep(2, 0.0) or []) for _ in range(4)] == [2, 2, 1, 0]
 
     def test_concurrent_sweeps(self, backend: Backend) -> None:
         """Sweeps that meet count no row twice; at least one of them works."""
         for number in range(20):
             add(backend, replace(BARE, key=key(number)))
         self.raw_shift(AGES)
-        counts = at_once(4, lambda _: backend.sweep(5, 0.0))
-        assert sum(count or 0 for count in counts) == 20 - len(self.raw_rows()) > 0
+        batches = at_once(4, lambda _: backend.sweep(5, 0.0))
+        assert sum(len(batch or []) for batch in batches) == 20 - len(self.raw_rows()) > 0
 
 
 def add(backend: Backend, row: PGSession, expiry: Expiry = EXPIRY) -> PGSession:

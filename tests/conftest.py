@@ -11,6 +11,8 @@ from pgstore.embedded import PostgresServer
 from support.postgres import PostgresServers, fresh_schema, postgres_versions
 from support.stores import Browser, Lab, MemoryLab, PostgresLab, SQLiteLab
 
+pytest.register_assert_rewrite("pgstore.testing")
+
 # Each test says its own max_examples. Hypothesis loads a "ci" profile of its own where CI is set,
 # which would try the same examples in every run.
 hypothesis.settings.register_profile("dev", deadline=None)

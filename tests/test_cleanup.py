@@ -21,6 +21,7 @@ from pgstore.backends.memory import MemoryBackend
 from pgstore.cleanup import Cleaner, SweepResult
 from pgstore.errors import BackendError, ConfigurationError
 from pgstore.forks import in_forked_child
+from pgstore.hooks import Hooks
 from pgstore.options import Expiry
 from pgstore.rows import PGSession
 
@@ -30,14 +31,14 @@ BATCH = 1000
 
 
 class FakeBackend:
-    """Sweeps what it is told to: each answer once, then 0. An exception is raised, a call made."""
+    """Sweeps so many rows as it is told to: each answer once, then 0. Exceptions are raised."""
 
     def __init__(self, *answers: Any) -> None:
         self.calls: list[tuple[int, float]] = []
         self._answers = iter(answers)
         self._swept = threading.Semaphore(0)
 
-    def sweep(self, limit: int, horizon: float) -> int | None:
+    def sweep(self, limit: int, horizon: float) -> list[Any] | None:
         self.calls.append((limit, horizon))
         answer = next(self._answers, 0)
         self._swept.release()
@@ -45,7 +46,7 @@ class FakeBackend:
             answer = answer()
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return None if answer is None else [object()] * answer
 
     def wait(self, sweeps: int = 1) -> None:
         """Wait for so many sweeps more."""
@@ -67,7 +68,7 @@ class FakeStop(Event):
 
 
 def cleaner_of(backend: Any) -> Cleaner:
-    return Cleaner(backend, lambda: 42.0)
+    return Cleaner(backend, lambda: 42.0, Hooks())
 
 
 def sweepers() -> set[threading.Thread]:
@@ -114,7 +115,7 @@ def test_a_sweep_reads_the_horizon_anew() -> None:
     """How far the index is read follows the store's settings, batch by batch."""
     horizons = iter([1.0, 2.0, 3.0])
     backend = FakeBackend(BATCH, BATCH, 0)
-    Cleaner(backend, lambda: next(horizons)).sweep()
+    Cleaner(backend, lambda: next(horizons), Hooks()).sweep()
     assert backend.calls == [(BATCH, 1.0), (BATCH, 2.0), (BATCH, 3.0)]
 
 
@@ -155,7 +156,7 @@ def test_expired_rows_go_and_live_ones_stay() -> None:
         expiry = Expiry(idle=idle, lifetime=None, bucket=600.0)
         backend.insert(replace(row, key=number.to_bytes(16, "big")), expiry)
     now[0] += 1800
-    cleaner = Cleaner(backend, lambda: 600.0)
+    cleaner = Cleaner(backend, lambda: 600.0, Hooks())
     assert cleaner.sweep() == (BATCH + 10) // 2
     assert cleaner.sweep() == 0
     assert len(backend.scan(None, 2 * BATCH)) == (BATCH + 10) // 2

@@ -23,6 +23,7 @@ from pgstore import (
     BackendError,
     MemoryStore,
     Options,
+    PGSession,
     PGStore,
     SessionGone,
     SessionTooLong,
@@ -180,7 +181,7 @@ def test_run_cleanup_stalling_with_no_reader(lab: Lab, browser: Browser) -> None
     swept = threading.Semaphore(0)
     sweep = store.backend.sweep
 
-    def counted(limit: int, horizon: float) -> int | None:
+    def counted(limit: int, horizon: float) -> list[PGSession] | None:
         swept.release()
         return sweep(limit, horizon)
 

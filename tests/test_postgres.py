@@ -22,7 +22,7 @@ from pgstore.backends import postgres
 from pgstore.backends.postgres import PostgresBackend, schema_sql
 from pgstore.backends.postgres_pool import BorrowedPool, OwnPool
 from pgstore.embedded import PostgresServer, temporary
-from pgstore.sql import Migration, migrations
+from pgstore.sql import Step
 from support.fault_proxy import FaultProxy
 from support.postgres import PostgresServers
 from support.stores import KEYS, Browser, PostgresLab, Visit
@@ -287,13 +287,13 @@ def test_migrations(pg_lab: PostgresLab, monkeypatch: pytest.MonkeyPatch, browse
     old = pg_lab.store()
     with browser.visit(old) as session:
         session["x"] = 1
-    step = Migration(
+    step = Step(
         2,
         1,
         "ALTER TABLE {table} ADD COLUMN colour text;\n"
         "ALTER TABLE {table} ALTER ip TYPE varchar(99);\n",
     )
-    monkeypatch.setattr(postgres, "_STEPS", [*migrations("postgres"), step])
+    monkeypatch.setattr(postgres._SCHEMA, "steps", [*postgres._SCHEMA.steps, step])
     with pytest.raises(SchemaError, match="wants 2"):
         pg_lab.store(schema="check")
     for _ in range(2):
@@ -310,8 +310,8 @@ def test_a_migration_that_fails_changes_nothing(
 ) -> None:
     """Each step is applied wholly or not at all."""
     pg_lab.store()
-    step = Migration(2, 1, "ALTER TABLE {table} ADD COLUMN colour text; SELECT 1 / 0;\n")
-    monkeypatch.setattr(postgres, "_STEPS", [*migrations("postgres"), step])
+    step = Step(2, 1, "ALTER TABLE {table} ADD COLUMN colour text; SELECT 1 / 0;\n")
+    monkeypatch.setattr(postgres._SCHEMA, "steps", [*postgres._SCHEMA.steps, step])
     with pytest.raises(SchemaError, match="division by zero"):
         pg_lab.store()
     monkeypatch.undo()
@@ -642,7 +642,7 @@ def test_one_process_sweeps_at_a_time(pg_lab: PostgresLab) -> None:
         leader._run(backend._sql.lead, postgres._int8(number))
         assert backend.sweep(10, 0.0) is None
         assert store.delete_expired() == 0
-    assert backend.sweep(10, 0.0) == 0
+    assert backend.sweep(10, 0.0) == []
 
 
 def test_a_sweep_on_a_distributed_table(pg_lab: PostgresLab) -> None:

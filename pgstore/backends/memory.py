@@ -96,7 +96,12 @@ class MemoryBackend:
             )
 
     def delete(
-        self, key: bytes, *, version: int | None = None, generation: int | None = None
+        self,
+        key: bytes,
+        *,
+        version: int | None = None,
+        generation: int | None = None,
+        user_key: str | None = None,
     ) -> PGSession | None:
         with self._lock:
             row = self._live(key, self._now())
@@ -104,6 +109,7 @@ class MemoryBackend:
                 row is None
                 or (version is not None and row.version != version)
                 or (generation is not None and generation < row.min_generation)
+                or (user_key is not None and row.user_key != user_key)
             ):
                 return None
             del self._rows[key]
@@ -124,6 +130,25 @@ class MemoryBackend:
             live = [_copy(row) for key in keys if (row := self._live(key, now))]
             return live[:limit]
 
+    def of_user(self, user_key: str) -> list[PGSession]:
+        with self._lock:
+            now = self._now()
+            rows = [
+                replace(_copy(row), data=b"")
+                for key, row in self._rows.items()
+                if row.user_key == user_key and self._live(key, now)
+            ]
+            return sorted(rows, key=_newness, reverse=True)
+
+    def delete_of_user(
+        self, user_key: str, *, keep: bytes | None = None, newest: int = 0
+    ) -> list[PGSession]:
+        with self._lock:
+            rows = [row for row in self.of_user(user_key)[newest:] if row.key != keep]
+            for row in rows:
+                del self._rows[row.key]
+            return rows
+
     @contextmanager
     def locked(self, key: bytes) -> Iterator[MemoryBackend]:
         with self._lock:
@@ -134,16 +159,14 @@ class MemoryBackend:
                 self._rows = before
                 raise
 
-    def sweep(self, limit: int, horizon: float) -> int | None:
+    def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
         if not self._sweeping.acquire(blocking=False):
             return None
         try:
             with self._lock:
                 now = self._now()
                 dead = [key for key in self._rows if self._live(key, now) is None][:limit]
-                for key in dead:
-                    del self._rows[key]
-                return len(dead)
+                return [replace(self._rows.pop(key), data=b"") for key in dead]
         finally:
             self._sweeping.release()
 
@@ -175,6 +198,10 @@ class MemoryBackend:
 def _seen(row: PGSession, now: datetime, expiry: Expiry) -> PGSession:
     expires_on, gc_after = expiry_times(now, row.authenticated_on or row.created_on or now, expiry)
     return replace(row, seen_on=now, expires_on=expires_on, gc_after=gc_after)
+
+
+def _newness(row: PGSession) -> tuple[object, bytes]:
+    return row.authenticated_on or row.created_on, row.key
 
 
 def _copy(row: PGSession) -> PGSession:

@@ -21,7 +21,7 @@ from psycopg.pq.abc import PGresult
 
 from ..errors import BackendError, SchemaError
 from ..rows import Expiry, Loaded, PGSession, check_table
-from ..sql import migrations
+from ..sql import Schema
 from .postgres_pool import Pool
 from .postgres_wire import Lost, Refused, Statement, Wire
 
@@ -44,6 +44,7 @@ _LIVE = f"expires_on > {_NOW}"
 _CONTENT = """key, name, generation, min_generation, secret_hash, data, version, max_age,
     user_key, ip, user_agent, meta, previous_hash, successor"""
 _TIMES = "created_on, modified_on, seen_on, expires_on, gc_after, authenticated_on, renewed_on"
+_WITHOUT_DATA = _CONTENT.replace("data,", "''::bytea,", 1)
 _VALUES = """$1::bytea, $2::text, $3::int4, $4::int4, $5::bytea, $6::bytea, $7::int8, $8::int4,
     $9::text, $10::text, $11::text, $12::jsonb, $13::bytea, $14::bytea"""
 
@@ -96,7 +97,8 @@ class _Sql:
             WHERE key = $1::bytea AND {_LIVE}
                 AND ($2::int8 IS NULL OR version = $2)
                 AND ($3::int4 IS NULL OR min_generation <= $3)
-            RETURNING {_CONTENT.replace("data", "''::bytea", 1)}, {_TIMES}""")
+                AND ($4::text IS NULL OR user_key = $4)
+            RETURNING {_WITHOUT_DATA}, {_TIMES}""")
 
         self.rewrite = Statement(f"""
             UPDATE {table} SET data = $2::bytea, version = $3::int8
@@ -106,6 +108,18 @@ class _Sql:
             SELECT {_CONTENT}, {_TIMES}
             FROM {table} WHERE key > $1::bytea AND {_LIVE} ORDER BY key LIMIT $2::int8""")
 
+        newest = "ORDER BY COALESCE(authenticated_on, created_on) DESC, key DESC"
+        of_user = f"user_key = $1::text AND {_LIVE}"
+        self.of_user = Statement(f"""
+            SELECT {_WITHOUT_DATA}, {_TIMES} FROM {table} WHERE {of_user} {newest}""")
+        self.delete_of_user = Statement(f"""
+            DELETE FROM {table} WHERE {of_user} AND ($2::bytea IS NULL OR key <> $2)
+            RETURNING {_WITHOUT_DATA}, {_TIMES}""")
+        self.trim_user = Statement(f"""
+            DELETE FROM {table} WHERE {of_user} AND ($2::bytea IS NULL OR key <> $2)
+                AND key IN (SELECT key FROM {table} WHERE {of_user} {newest} OFFSET $3::int8)
+            RETURNING {_WITHOUT_DATA}, {_TIMES}""")
+
         self.lock = Statement(f"SELECT 1 FROM {table} WHERE key = $1::bytea FOR UPDATE")
 
         self.lead = Statement("SELECT pg_try_advisory_xact_lock($1::int8)")
@@ -113,10 +127,11 @@ class _Sql:
             SELECT key FROM {table}
             WHERE gc_after <= {_NOW} + $2::interval AND expires_on <= {_NOW}
             ORDER BY gc_after LIMIT $1::int8"""
-        sweep = f"DELETE FROM {table} WHERE expires_on <= {_NOW} AND key IN ({expired}"
-        self.sweep = Statement(sweep + " FOR UPDATE SKIP LOCKED)")
+        sweep = f"DELETE FROM {table} WHERE expires_on <= {_NOW} AND key IN"
+        returning = f"RETURNING {_WITHOUT_DATA}, {_TIMES}"
+        self.sweep = Statement(f"{sweep} ({expired} FOR UPDATE SKIP LOCKED) {returning}")
         # A distributed table refuses SKIP LOCKED without the key.
-        self.sweep_distributed = Statement(sweep + ")")
+        self.sweep_distributed = Statement(f"{sweep} ({expired}) {returning}")
 
 
 def _expiry_sql(start: str, idle: str, lifetime: str, bucket: str) -> tuple[str, str]:
@@ -186,13 +201,19 @@ class PostgresBackend:
         return _stamped(row, result)
 
     def delete(
-        self, key: bytes, *, version: int | None = None, generation: int | None = None
+        self,
+        key: bytes,
+        *,
+        version: int | None = None,
+        generation: int | None = None,
+        user_key: str | None = None,
     ) -> PGSession | None:
         result = self._run(
             self._sql.delete,
             key,
             None if version is None else _int8(version),
             None if generation is None else _int4(generation),
+            user_key,
         )
         return _row(result, 0) if result.ntuples else None
 
@@ -202,7 +223,17 @@ class PostgresBackend:
 
     def scan(self, after: bytes | None, limit: int) -> list[PGSession]:
         result = self._run(self._sql.scan, after or b"", _int8(limit), read=True)
-        return [_row(result, index) for index in range(result.ntuples)]
+        return _rows(result)
+
+    def of_user(self, user_key: str) -> list[PGSession]:
+        return _rows(self._run(self._sql.of_user, user_key, read=True))
+
+    def delete_of_user(
+        self, user_key: str, *, keep: bytes | None = None, newest: int = 0
+    ) -> list[PGSession]:
+        if newest:
+            return _rows(self._run(self._sql.trim_user, user_key, keep, _int8(newest)))
+        return _rows(self._run(self._sql.delete_of_user, user_key, keep))
 
     @contextmanager
     def locked(self, key: bytes) -> Iterator[PostgresBackend]:
@@ -210,7 +241,7 @@ class PostgresBackend:
             backend._run(self._sql.lock, key)
             yield backend
 
-    def sweep(self, limit: int, horizon: float) -> int | None:
+    def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
         try:
             return self._sweep(limit, horizon)
         except BackendError as error:
@@ -223,7 +254,7 @@ class PostgresBackend:
 
     def apply_schema(self) -> None:
         with self._pool.direct() as wire:
-            if self._version_on(wire) >= _STEPS[-1].version:
+            if self._version_on(wire) >= _SCHEMA.version:
                 return
             try:
                 # SET LOCAL: behind a pooler nothing may outlive the transaction.
@@ -231,7 +262,9 @@ class PostgresBackend:
                     "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; "
                     f"SELECT pg_advisory_xact_lock({_lock_number('schema', self._names)})"
                 )
-                wire.script(_schema_sql(self._names, after=self._version_on(wire)))
+                db_schema, table = self._names
+                after = self._version_on(wire)
+                wire.script(_SCHEMA.text(table, db_schema=db_schema, after=after))
                 wire.script("COMMIT")
             except Refused as refused:
                 wire.script("ROLLBACK")
@@ -252,10 +285,10 @@ class PostgresBackend:
     def check_schema(self) -> None:
         with self._pool.direct() as wire:
             version = self._version_on(wire)
-        if version < _STEPS[-1].version:
+        if version < _SCHEMA.version:
             missing = "is missing" if version == 0 else f"has version {version} of its schema"
             raise SchemaError(
-                f"the table {self._qualified} {missing}, and this code wants {_STEPS[-1].version}: "
+                f"the table {self._qualified} {missing}, and this code wants {_SCHEMA.version}: "
                 "run 'pgstore schema apply'"
             )
 
@@ -332,7 +365,7 @@ class PostgresBackend:
         finally:
             self._pool.put(wire)
 
-    def _sweep(self, limit: int, horizon: float) -> int | None:
+    def _sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
         statement = self._sql.sweep_distributed if self._distributed else self._sql.sweep
         with self._transaction() as backend:
             # Held until the transaction ends, and no longer: a pooler gives the connection to
@@ -342,7 +375,7 @@ class PostgresBackend:
             if lead.get_value(0, 0) != _bool(True):
                 return None
             result = backend._run(statement, _int8(limit), _interval(horizon))
-            return result.command_tuples or 0
+            return _rows(result)
 
     def _version_on(self, wire: Wire) -> int:
         """Return the version of the table's schema, 0 without one. Raises `SchemaError` when it is
@@ -376,10 +409,10 @@ class PostgresBackend:
         if not result.ntuples:
             return 0
         version, oldest = (struct.unpack(">i", result.get_value(0, i) or b"")[0] for i in (0, 1))
-        if oldest > _STEPS[-1].version:
+        if oldest > _SCHEMA.version:
             raise SchemaError(
                 f"the table {self._qualified} has version {version} of its schema, which code "
-                f"older than version {oldest} may not use; this is version {_STEPS[-1].version}: "
+                f"older than version {oldest} may not use; this is version {_SCHEMA.version}: "
                 "update pgstore here"
             )
         return int(version)
@@ -405,40 +438,14 @@ class _Held:
         pass
 
 
-_STEPS = migrations("postgres")
+_SCHEMA = Schema("postgres")
 
 
 def schema_sql(table: str = "http_sessions", db_schema: str | None = None) -> str:
     """Return the SQL that makes the table, for whoever has the right to run it."""
-    names = (db_schema and check_table(db_schema, what="schema", longest=63), check_table(table))
-    return "BEGIN;\n" + _schema_sql(names, after=0) + "COMMIT;\n"
-
-
-def _schema_sql(names: tuple[str | None, str], *, after: int) -> str:
-    db_schema, table = names
-    log = _qualified(db_schema, f"{table}_schema")
-    parts = [
-        "-- The steps of the schema, and the oldest code that may use the table after each.\n"
-        f"CREATE TABLE IF NOT EXISTS {log} (\n"
-        "    version     integer     PRIMARY KEY,\n"
-        "    oldest_code integer     NOT NULL,\n"
-        "    applied_on  timestamptz NOT NULL DEFAULT now()\n"
-        ");\n"
-    ]
-    for step in _STEPS:
-        if step.version > after:
-            parts.append(
-                step.text.format(
-                    table=_qualified(db_schema, table),
-                    gc_index=f'"{table}_gc_after"',
-                    user_index=f'"{table}_user_key"',
-                )
-            )
-            parts.append(
-                f"INSERT INTO {log} (version, oldest_code) "
-                f"VALUES ({step.version}, {step.oldest_code});\n"
-            )
-    return "\n".join(parts)
+    if db_schema is not None:
+        check_table(db_schema, what="schema", longest=63)
+    return f"BEGIN;\n\n{_SCHEMA.text(check_table(table), db_schema=db_schema)}\nCOMMIT;\n"
 
 
 def _qualified(db_schema: str | None, table: str) -> str:
@@ -501,6 +508,10 @@ def _intervals(expiry: Expiry) -> tuple[bytes, bytes | None, bytes]:
 
 def _jsonb(meta: Mapping[str, str]) -> bytes | None:
     return b"\1" + json.dumps(meta).encode("ascii") if meta else None
+
+
+def _rows(result: PGresult) -> list[PGSession]:
+    return [_row(result, index) for index in range(result.ntuples)]
 
 
 def _row(result: PGresult, index: int) -> PGSession:

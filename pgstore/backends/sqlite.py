@@ -5,29 +5,24 @@ from __future__ import annotations
 import copy
 import json
 import os
-import random
 import re
 import sqlite3
 import time
-import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Final
 
-from ..errors import BackendError, ConfigurationError, SchemaError
+from ..errors import ConfigurationError, SchemaError
 from ..options import seconds
 from ..rows import Expiry, Loaded, PGSession, check_table, expiry_times
-from ..sql import migrations
+from ..sql import Schema
+from .sqlite_files import Busy, Connections, Database, Transaction
 
-__all__ = ["SCHEMA_VERSION", "SQLiteBackend", "schema_sql"]
+__all__ = ["SQLiteBackend", "schema_sql"]
 
-_MIGRATIONS: Final = migrations("sqlite")
-# The newest schema, which this code wants.
-SCHEMA_VERSION: Final = _MIGRATIONS[-1].version
+_SCHEMA: Final = Schema("sqlite")
 
 # Sweeping is not urgent: a sweep that finds the file locked for so long leaves it to the next.
 _SWEEP_WAIT_SECONDS: Final = 0.25
@@ -95,8 +90,8 @@ class SQLiteBackend:
             raise ConfigurationError(f"busy_timeout must be 0 to 3600 seconds, not {wait:g}")
         self._clock = clock
         self._sql = _Statements(self.table)
-        self._source: _Connections | _Transaction = _Connections(
-            _Database(path=self.path, table=self.table, busy_timeout=wait)
+        self._source: Connections | Transaction = Connections(
+            Database(path=self.path, table=self.table, busy_timeout=wait)
         )
 
     def __repr__(self) -> str:
@@ -154,9 +149,20 @@ class SQLiteBackend:
         return None
 
     def delete(
-        self, key: bytes, *, version: int | None = None, generation: int | None = None
+        self,
+        key: bytes,
+        *,
+        version: int | None = None,
+        generation: int | None = None,
+        user_key: str | None = None,
     ) -> PGSession | None:
-        values = {"key": key, "now": self._now(), "version": version, "generation": generation}
+        values = {
+            "key": key,
+            "now": self._now(),
+            "version": version,
+            "generation": generation,
+            "user_key": user_key,
+        }
         for deleted in self._source.run(self._sql.delete, values):
             return _row(deleted)
         return None
@@ -176,26 +182,37 @@ class SQLiteBackend:
         values = {"after": after or b"", "now": self._now(), "limit": limit}
         return [_row(found) for found in self._source.run(self._sql.scan, values)]
 
+    def of_user(self, user_key: str) -> list[PGSession]:
+        values = {"user_key": user_key, "now": self._now()}
+        return [_row(found) for found in self._source.run(self._sql.of_user, values)]
+
+    def delete_of_user(
+        self, user_key: str, *, keep: bytes | None = None, newest: int = 0
+    ) -> list[PGSession]:
+        values = {"user_key": user_key, "now": self._now(), "keep": keep, "newest": newest}
+        return [_row(deleted) for deleted in self._source.run(self._sql.delete_of_user, values)]
+
     @contextmanager
     def locked(self, key: bytes) -> Iterator[SQLiteBackend]:
         with self._source.transaction() as transaction:
             yield self._inside(transaction)
 
-    def sweep(self, limit: int, horizon: float) -> int | None:
+    def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
         now = self._now()
         values = {"now": now, "until": now + round(horizon * 1_000_000), "limit": limit}
         try:
             # One statement is one transaction, and holds the file's only write lock.
-            return len(self._source.run(self._sql.sweep, values, wait=_SWEEP_WAIT_SECONDS))
-        except _Busy:
+            swept = self._source.run(self._sql.sweep, values, wait=_SWEEP_WAIT_SECONDS)
+        except Busy:
             return None
+        return [_row(deleted) for deleted in swept]
 
     def apply_schema(self) -> None:
-        if self._schema_versions()[0] < SCHEMA_VERSION:
+        if self._schema_versions()[0] < _SCHEMA.version:
             with self._source.creation() as transaction:
                 # Another process may have been faster.
                 applied, _ = self._inside(transaction)._schema_versions()
-                for statement in _split(_schema_sql(self.table, after=applied)):
+                for statement in _split(_SCHEMA.text(self.table, after=applied)):
                     transaction.run(statement)
         self.check_schema()
 
@@ -205,22 +222,22 @@ class SQLiteBackend:
             raise SchemaError(
                 f"no sessions table {self.table} in {self.path}: run `pgstore schema apply`"
             )
-        if oldest_code > SCHEMA_VERSION:
+        if oldest_code > _SCHEMA.version:
             raise SchemaError(
                 f"table {self.table} in {self.path} is for code that knows schema {oldest_code} "
-                f"or later, and this code knows {SCHEMA_VERSION}: upgrade pgstore"
+                f"or later, and this code knows {_SCHEMA.version}: upgrade pgstore"
             )
-        if applied < SCHEMA_VERSION:
+        if applied < _SCHEMA.version:
             raise SchemaError(
                 f"table {self.table} in {self.path} has schema {applied} and this code needs "
-                f"{SCHEMA_VERSION}: run `pgstore schema apply`"
+                f"{_SCHEMA.version}: run `pgstore schema apply`"
             )
         self._source.run(self._sql.probe)
 
     def close(self) -> None:
         self._source.close()
 
-    def _inside(self, transaction: _Transaction) -> SQLiteBackend:
+    def _inside(self, transaction: Transaction) -> SQLiteBackend:
         inside = copy.copy(self)
         inside._source = transaction
         return inside
@@ -249,7 +266,7 @@ class SQLiteBackend:
 
 def schema_sql(table: str = "http_sessions") -> str:
     """Return the SQL text that makes the table, for whoever has the right to run it."""
-    text = _schema_sql(_check_table(table), after=0)
+    text = _SCHEMA.text(_check_table(table))
     return f"PRAGMA journal_mode = WAL;\n\nBEGIN IMMEDIATE;\n\n{text}\nCOMMIT;\n"
 
 
@@ -260,6 +277,7 @@ class _Statements:
         live = "key = :key AND expires_on > :now"
         start = "coalesce(authenticated_on, created_on)"
         columns = ", ".join(_COLUMNS)
+        without_data = ", ".join("x''" if name == "data" else name for name in _COLUMNS)
         self.load = f'SELECT {columns} FROM "{table}" WHERE {live}'
         self.insert = f"""
             INSERT INTO "{table}" ({columns}) VALUES ({", ".join(":" + name for name in _COLUMNS)})
@@ -283,271 +301,31 @@ class _Statements:
             DELETE FROM "{table}" WHERE {live}
                 AND (:version IS NULL OR version = :version)
                 AND (:generation IS NULL OR min_generation <= :generation)
-            RETURNING {", ".join("x''" if name == "data" else name for name in _COLUMNS)}"""
+                AND (:user_key IS NULL OR user_key = :user_key)
+            RETURNING {without_data}"""
         self.rewrite = f"""
             UPDATE "{table}" SET data = :data, version = :version
             WHERE {live} AND version = :loaded_version RETURNING 1"""
         self.scan = f"""
             SELECT {columns} FROM "{table}" WHERE key > :after AND expires_on > :now
             ORDER BY key LIMIT :limit"""
+        newest = "ORDER BY coalesce(authenticated_on, created_on) DESC, key DESC"
+        of_user = "user_key = :user_key AND expires_on > :now"
+        self.of_user = f"""
+            SELECT {without_data} FROM "{table}" WHERE {of_user} {newest}"""
+        self.delete_of_user = f"""
+            DELETE FROM "{table}" WHERE rowid IN (
+                SELECT rowid FROM "{table}" WHERE {of_user} {newest} LIMIT -1 OFFSET :newest)
+                AND (:keep IS NULL OR key <> :keep)
+            RETURNING {without_data}"""
         self.sweep = f"""
             DELETE FROM "{table}" WHERE rowid IN (
                 SELECT rowid FROM "{table}" WHERE gc_after <= :until AND expires_on <= :now
                 ORDER BY gc_after LIMIT :limit)
-            RETURNING 1"""
+            RETURNING {without_data}"""
         self.schema_versions = f"""
             SELECT version, oldest_code FROM "{table}_schema" ORDER BY version DESC LIMIT 1"""
         self.probe = f'SELECT {columns} FROM "{table}" LIMIT 0'
-
-
-class _Connections:
-    """Lends connections to one file, each to one thread at a time.
-
-    They are kept in a stack, not one per thread: a server that starts a thread per request would
-    open one per request, and nobody would close it in time when its thread ends.
-    """
-
-    def __init__(self, database: _Database) -> None:
-        self._database = database
-        self._idle: deque[_Connection] = deque()
-        self._closed = False
-        weakref.finalize(self, _close_all, self._idle)
-
-    def run(
-        self, sql: str, values: Mapping[str, Any] | None = None, *, wait: float | None = None
-    ) -> list[tuple[Any, ...]]:
-        """Run one statement, in a transaction of its own; ``wait`` replaces the busy timeout."""
-        connection = self._take()
-        try:
-            if wait is not None:
-                connection.wait(min(wait, self._database.busy_timeout))
-            rows = connection.run(sql, values)
-            if wait is not None:
-                connection.wait(self._database.busy_timeout)
-        except BaseException:
-            connection.close()
-            raise
-        self._give_back(connection)
-        return rows
-
-    def transaction(self) -> AbstractContextManager[_Transaction]:
-        """Hold the file's write lock for a block; commit at its end, or roll back."""
-        return self._transaction(self._take())
-
-    def creation(self) -> AbstractContextManager[_Transaction]:
-        """Open a transaction on the file, which is made first if there is none."""
-        return self._transaction(self._database.open(create=True))
-
-    def close(self) -> None:
-        self._closed = True
-        _close_all(self._idle)
-
-    @contextmanager
-    def _transaction(self, connection: _Connection) -> Iterator[_Transaction]:
-        try:
-            connection.run("BEGIN IMMEDIATE")
-            yield _Transaction(connection)
-            connection.run("COMMIT")
-        except BaseException:
-            connection.roll_back()
-            connection.close()
-            raise
-        self._give_back(connection)
-
-    def _take(self) -> _Connection:
-        if self._closed:
-            raise BackendError(f"the backend for {self._database.path} is closed")
-        identity = self._database.identity()
-        while True:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                return self._database.open()
-            if connection.fits(identity):
-                return connection
-            connection.close()
-
-    def _give_back(self, connection: _Connection) -> None:
-        self._idle.append(connection)
-        if self._closed:
-            # close() may have looked before this one was back.
-            _close_all(self._idle)
-
-
-class _Transaction:
-    """The inside of a transaction: one connection, lent for the length of a block."""
-
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
-
-    def run(
-        self, sql: str, values: Mapping[str, Any] | None = None, *, wait: float | None = None
-    ) -> list[tuple[Any, ...]]:
-        return self._connection.run(sql, values)
-
-    @contextmanager
-    def transaction(self) -> Iterator[_Transaction]:
-        yield self
-
-    creation = transaction
-
-    def close(self) -> None:
-        """Do nothing: the block ends the transaction."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Database:
-    """One file: how to open it, and what its errors mean."""
-
-    path: str
-    table: str
-    busy_timeout: float
-
-    def identity(self) -> tuple[int, int] | None:
-        """Return what tells this file from another that takes its place later."""
-        try:
-            status = os.stat(self.path)
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
-
-    def open(self, *, create: bool = False) -> _Connection:
-        # The identity is taken first: if the file is replaced in between, the connection is taken
-        # for one to the old file, and not used again.
-        identity = self.identity()
-        if identity is None and not (create and os.path.isdir(os.path.dirname(self.path))):
-            raise self._missing()
-        mode = "rwc" if create else "rw"
-        try:
-            raw = sqlite3.connect(
-                f"{Path(self.path).as_uri()}?mode={mode}",
-                uri=True,
-                timeout=self.busy_timeout,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-        except sqlite3.Error as error:
-            raise self.error(error) from error
-        connection = _Connection(self, raw, identity or self.identity())
-        try:
-            journal = connection.run("PRAGMA journal_mode")[0][0]
-            if create and journal != "wal":
-                journal = self._enter_wal(connection)
-            if journal == "wal":
-                # Without WAL it would not be safe against a power cut.
-                connection.run("PRAGMA synchronous = NORMAL")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def error(self, error: sqlite3.Error) -> BackendError:
-        """Return what an error of SQLite's means here. A statement that failed wrote nothing."""
-        name = getattr(error, "sqlite_errorname", "")
-        text = str(error)
-        if text.startswith(("no such table", "no such column")):
-            return SchemaError(
-                f"{self.path} has no sessions table {self.table} that this code can use: "
-                f"run `pgstore schema apply`"
-            )
-        if text.endswith("already exists"):
-            return SchemaError(
-                f"{self.path} has a table {self.table} that pgstore did not make: choose another"
-            )
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            return _Busy(f"{self.path} was locked by another writer for {self.busy_timeout:g} s")
-        for code, meaning in _MEANINGS.items():
-            if name.startswith(code):
-                return BackendError(f"{self.path} {meaning}")
-        return BackendError(f"SQLite failed on {self.path} ({name or type(error).__name__})")
-
-    def _missing(self) -> BackendError:
-        folder = os.path.dirname(self.path)
-        if os.path.isdir(folder) and os.access(folder, os.X_OK):
-            return SchemaError(f"there is no database {self.path}: run `pgstore schema apply`")
-        return BackendError(f"there is no folder {folder} that this process may enter")
-
-    def _enter_wal(self, connection: _Connection) -> str:
-        """Switch the file to WAL, for good, and return its journal's mode, an older one if need be.
-
-        SQLite does not wait for another writer here: of many processes at once on a new file, all
-        may be refused.
-        """
-        deadline = time.monotonic() + self.busy_timeout
-        while True:
-            try:
-                return str(connection.run("PRAGMA journal_mode = WAL")[0][0])
-            except _Busy:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(random.uniform(0.001, 0.02))  # noqa: S311
-
-
-class _Connection:
-    """One connection. Only the process that opened it uses it, while the file is the same."""
-
-    def __init__(
-        self, database: _Database, raw: sqlite3.Connection, identity: tuple[int, int] | None
-    ) -> None:
-        self._database = database
-        self._raw = raw
-        self._identity = identity
-        self._pid = os.getpid()
-        # Only close() frees this connection, for it holds itself through this function. Otherwise
-        # garbage collection, or the interpreter's end, would close it in a forked child.
-        raw.create_function("pgstore_hold", 0, lambda: raw.total_changes)
-
-    def fits(self, identity: tuple[int, int] | None) -> bool:
-        """Tell whether this is a connection of this process to the file with that identity."""
-        return self._identity == identity is not None and self._pid == os.getpid()
-
-    def run(self, sql: str, values: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        if self._pid != os.getpid():
-            raise BackendError(f"a transaction on {self._database.path} cannot cross a fork")
-        try:
-            # RETURNING's rows are all fetched: a statement left halfway holds its lock.
-            return self._raw.execute(sql, values or {}).fetchall()
-        except sqlite3.Error as error:
-            raise self._database.error(error) from error
-
-    def wait(self, seconds: float) -> None:
-        """Set how long statements wait for another writer."""
-        self.run(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
-
-    def roll_back(self) -> None:
-        """End the transaction now: close() leaves that to the last statement still in use."""
-        if self._pid == os.getpid():
-            with suppress(sqlite3.Error):
-                self._raw.rollback()
-
-    def close(self) -> None:
-        """Close the connection, or abandon it in a forked child.
-
-        There, closing could write to the file, or delete its journal, without the parent's locks.
-        https://www.sqlite.org/howtocorrupt.html section 2.6
-        """
-        if self._pid == os.getpid():
-            self._raw.close()
-
-
-class _Busy(BackendError):
-    """Another connection held the lock for too long."""
-
-
-_MEANINGS: Final = {
-    "SQLITE_CANTOPEN": "cannot be opened: this process must be able to write it and its folder",
-    "SQLITE_READONLY": "is read-only for this process",
-    "SQLITE_NOTADB": "is not a SQLite database",
-    "SQLITE_CORRUPT": "is damaged",
-    "SQLITE_FULL": "cannot grow: the disk is full",
-    "SQLITE_IOERR": "could not be read or written",
-}
-
-
-def _close_all(connections: deque[_Connection]) -> None:
-    with suppress(IndexError):
-        while True:
-            connections.pop().close()
 
 
 def _check_table(name: str) -> str:
@@ -603,34 +381,6 @@ def _time(micros: int) -> datetime:
 
 def _micros(time: datetime | None) -> int | None:
     return None if time is None else (time - _UNIX_EPOCH) // _MICROSECOND
-
-
-def _schema_sql(table: str, *, after: int) -> str:
-    """Return the text of the migrations after the one with that number, 0 for all."""
-    parts = [
-        f"""\
--- Which steps of the schema were applied, and the oldest code that may use the table after each.
-CREATE TABLE IF NOT EXISTS "{table}_schema" (
-    version     INTEGER NOT NULL PRIMARY KEY,
-    oldest_code INTEGER NOT NULL,
-    applied_on  INTEGER NOT NULL DEFAULT (unixepoch() * 1000000)
-) STRICT;
-"""
-    ]
-    for step in _MIGRATIONS:
-        if step.version > after:
-            parts.append(
-                step.text.format(
-                    table=f'"{table}"',
-                    gc_index=f'"{table}_gc_after"',
-                    user_index=f'"{table}_user_key"',
-                )
-            )
-            parts.append(
-                f'INSERT INTO "{table}_schema" (version, oldest_code) '
-                f"VALUES ({step.version}, {step.oldest_code});\n"
-            )
-    return "\n".join(parts)
 
 
 def _split(script: str) -> Iterator[str]:

@@ -1,0 +1,151 @@
+"""One save: write what the plan says, and when another was faster or the answer was lost, go on."""
+
+from __future__ import annotations
+
+import time
+from typing import TypeGuard
+
+from . import plan
+from .errors import BackendError, ConflictError
+from .hooks import Hooks
+from .rows import Backend, Loaded, PGSession
+from .session import Session
+
+__all__ = ["Saving"]
+
+# What was stored and its row; or what to try next (None: nothing) and None.
+_Outcome = tuple[plan.Write | None, PGSession | None]
+
+
+class Saving:
+    """The writing of one `Store.save`."""
+
+    _TRIES_BEFORE_LOCK = 4
+
+    def __init__(
+        self,
+        rules: plan.Rules,
+        backend: Backend,
+        session: Session,
+        hooks: Hooks,
+        ip: str | None,
+        agent: str | None,
+    ) -> None:
+        self._rules = rules
+        self._backend = backend
+        self._session = session
+        self._hooks = hooks
+        self._client = (ip, agent)
+        self._sent: plan.Write | None = None
+
+    def run(self, seconds: float) -> bool:
+        """Write what there is to write. Tells whether the browser's cookie is to be sent again."""
+        deadline = time.monotonic() + seconds
+        write, tries = self._decide(), 0
+        while write is not None:
+            write, row = self._try(write, locked=tries >= self._TRIES_BEFORE_LOCK)
+            if write is None:
+                return False
+            if row is not None:
+                plan.settle(self._session, write, row)
+                if isinstance(write, plan.Delete):
+                    self._hooks.fire([row], "deleted")
+                return plan.sends_cookie(write)
+            if time.monotonic() > deadline:
+                raise ConflictError(
+                    f"other writers of session {self._session.handle} were faster for "
+                    f"{seconds:g} s; nothing was written"
+                )
+            tries += 1
+        return False
+
+    def _try(self, write: plan.Write, *, locked: bool) -> _Outcome:
+        try:
+            if locked:
+                return self._send_locked(write)
+            row = self._send(self._backend, write)
+        except BackendError as error:
+            if not error.outcome_unknown:
+                raise
+            return self._look(error)
+        return (write, row) if row is not None else self._overtaken(write)
+
+    def _decide(self) -> plan.Write | None:
+        return plan.decide(self._rules, self._session, *self._client)
+
+    def _send(self, backend: Backend, write: plan.Write) -> PGSession | None:
+        self._sent = write
+        match write:
+            case plan.Insert(row, expiry):
+                return backend.insert(row, expiry)
+            case plan.Update(row, version, expiry, _, login, renew):
+                return backend.update(row, version, expiry, login=login, renew=renew)
+            case plan.Touch(row, expiry):
+                return backend.touch(row, expiry)
+            case plan.Delete(row):
+                return backend.delete(row.key, version=row.version)
+        raise AssertionError(write)
+
+    def _is_ours(self, loaded: Loaded | None) -> TypeGuard[Loaded]:
+        """Tell whether the row is as the last write of this save wanted it: then it was done.
+
+        No earlier write can still arrive once another was decided on: the version that it was to
+        replace is gone.
+        """
+        match self._sent:
+            case plan.Insert(row) | plan.Update(row):
+                return loaded is not None and loaded.row.version == row.version
+        return False
+
+    def _send_locked(self, write: plan.Write) -> _Outcome:
+        """Load and write under the row's lock, so that nobody can be faster."""
+        key = self._session._id.selector
+        with self._backend.locked(key) as backend:
+            loaded = backend.load(key)
+            if self._is_ours(loaded):
+                return write, loaded.row
+            plan.rebase(self._rules, self._session, loaded)
+            again = self._decide()
+            return again, None if again is None else self._send(backend, again)
+
+    def _overtaken(self, write: plan.Write) -> _Outcome:
+        """The write found no such row: look, and decide again on what there is."""
+        loaded = self._backend.load(self._session._id.selector)
+        if self._is_ours(loaded):
+            return write, loaded.row  # an earlier try of ours, of which no answer came
+        if isinstance(write, plan.Insert):
+            self._session._id = self._session._id.unrelated()  # the key is taken
+        else:
+            plan.rebase(self._rules, self._session, loaded)
+        return self._decide(), None
+
+    def _look(self, error: BackendError) -> _Outcome:
+        """The answer to a write was lost: find out from the row whether it was done."""
+        write = self._sent
+        assert write is not None
+        try:
+            loaded = self._backend.load(self._session._id.selector)
+        except BackendError as blind:
+            raise error from blind
+        if self._is_ours(loaded):
+            return write, loaded.row
+        match write:
+            case plan.Insert(row):
+                # Nobody knows an anonymous id yet, so nobody can have deleted its row. One with a
+                # user may have been stored and revoked: it must not come back.
+                if row.user_key is None and loaded is None:
+                    return write, None
+                raise error
+            case plan.Update(_, version) if loaded is not None:
+                # Again under the same version number: should the first one still arrive, it is
+                # seen to be ours.
+                if loaded.row.version == version:
+                    return write, None
+                # Another writer came after it, or instead of it. Plain keys can be set twice, but a
+                # counter must not count twice.
+                if not plan.mergeable(self._rules, self._session, write):
+                    raise error
+            case plan.Delete(row) if loaded is None:
+                return write, row
+        plan.rebase(self._rules, self._session, loaded)
+        return self._decide(), None

@@ -1,0 +1,287 @@
+"""Users and their sessions: listed, revoked, and told of, on every kind of store."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from copy import copy
+from typing import Any
+
+import pytest
+
+from pgstore import ConfigurationError, MemoryStore, NotOwner, Options, SessionGone, Store
+from pgstore.hooks import Hooks
+from support.stores import KEYS, Browser, Lab, MemoryLab, Visit
+
+
+@pytest.fixture
+def store(lab: Lab) -> Store:
+    return lab.store()
+
+
+def sign_in(store: Store, user: str, **settings: str) -> Browser:
+    browser = Browser(**settings)
+    with browser.visit(store) as session:
+        session.login(user)
+    return browser
+
+
+def user_of(store: Store, browser: Browser) -> str | None:
+    return Visit(browser, store).session.user_key
+
+
+def test_sessions_of_a_user(lab: Lab, store: Store) -> None:
+    """They are listed by the newest login, with what a device list shows, and no secret."""
+    browsers = [sign_in(store, "alice", agent=f"Browser/{n}") for n in range(3)]
+    sign_in(store, "Alice")
+    with Browser().visit(store) as session:
+        session["anonymous"] = 1
+    with browsers[0].visit(store) as session:
+        session.meta["device"] = "phone"
+    rows = store.sessions_of("alice")
+    assert [row.user_agent for row in rows] == ["Browser/2", "Browser/1", "Browser/0"]
+    assert [row.handle for row in rows] == [
+        Visit(browser, store).session.handle for browser in reversed(browsers)
+    ]
+    assert rows[2].meta == {"device": "phone"}
+    assert {row.ip for row in rows} == {"192.0.2.7"}
+    assert all(row.created_on and row.seen_on and row.expires_on for row in rows)
+    assert all(row.data == b"" for row in rows)
+    lab.pass_time(10**8)
+    assert store.sessions_of("alice") == []
+
+
+@pytest.mark.parametrize("user", ["", None, b"alice", "a\0"])
+def test_user_keys_that_do_not_fit(user: Any) -> None:
+    """What is no user key is the caller's mistake."""
+    store = MemoryStore(*KEYS)
+    for ask in (store.sessions_of, store.revoke_user):
+        with pytest.raises(ConfigurationError, match="user key"):
+            ask(user)
+
+
+def test_revoking_one(store: Store) -> None:
+    """A revoked session is dead at once; revoking it again is no error."""
+    here, there = sign_in(store, "alice"), sign_in(store, "alice")
+    handle = Visit(there, store).session.handle
+    assert store.revoke(handle) is True
+    assert store.revoke(handle) is False
+    assert (user_of(store, here), user_of(store, there)) == ("alice", None)
+
+
+@pytest.mark.parametrize("handle", ["", "garbage", "A" * 22, "é" * 22, "A" * 10_000, None, 7])
+def test_handles_that_lead_nowhere(store: Store, handle: Any) -> None:
+    """Whatever a form sends as a handle, revoking it raises nothing."""
+    sign_in(store, "alice")
+    assert store.revoke(handle) is False
+    assert store.revoke(handle, owner="alice") is False
+    assert len(store.sessions_of("alice")) == 1
+
+
+def test_revoking_as_an_owner(store: Store) -> None:
+    """With an owner, somebody else's session is refused and left alone."""
+    alice, bob = sign_in(store, "alice"), sign_in(store, "bob")
+    handle = Visit(alice, store).session.handle
+    for owner in ("bob", "Alice", "alice "):
+        with pytest.raises(NotOwner) as caught:
+            store.revoke(handle, owner=owner)
+        assert caught.value.handle == handle
+    assert user_of(store, alice) == "alice"
+    assert store.revoke(handle, owner="alice") is True
+    assert (user_of(store, alice), user_of(store, bob)) == (None, "bob")
+
+
+def test_sign_out_everywhere(store: Store) -> None:
+    """All of a user's sessions end, or all but the one that is kept; nobody else's do."""
+    browsers = [sign_in(store, "alice") for _ in range(3)]
+    bob = sign_in(store, "bob")
+    here = Visit(browsers[1], store).session
+    assert store.revoke_user("alice", keep=here) == 2
+    assert [user_of(store, browser) for browser in browsers] == [None, "alice", None]
+    assert store.revoke_user("alice") == 1
+    assert store.revoke_user("alice") == 0
+    assert user_of(store, bob) == "bob"
+
+
+def test_a_slow_request_does_not_survive_a_revocation(store: Store) -> None:
+    """What was loaded before a revocation cannot be saved after it, and sends no cookie."""
+    for revoke in (
+        lambda session: store.revoke(session.handle),
+        lambda session: store.revoke_user("alice"),
+    ):
+        browser = sign_in(store, "alice")
+        slow = Visit(copy(browser), store)
+        revoke(slow.session)
+        slow.session["x"] = 1
+        with pytest.raises(SessionGone):
+            slow.save()
+        assert "Set-Cookie" not in slow.headers
+        again = Visit(browser, store)
+        again.session.login("alice")
+        again.save()
+        assert user_of(store, browser) == "alice"
+        store.revoke_user("alice")
+
+
+def test_a_login_that_is_being_saved_against_a_revocation(store: Store) -> None:
+    """A session of the user that regenerates meanwhile is revoked, whatever its generation."""
+    browser = sign_in(store, "alice")
+    renewing = Visit(browser, store)
+    renewing.session.regenerate()
+    renewing.save()
+    assert store.revoke_user("alice") == 1
+    assert user_of(store, browser) is None
+    # One that is saved after the revocation is a new proof of who it is.
+    late = Visit(Browser(), store)
+    late.session.login("alice")
+    store.revoke_user("alice")
+    late.save()
+    assert user_of(store, late.browser) == "alice"
+
+
+# -- hooks
+
+
+def test_every_end_is_told_with_its_reason(lab: Lab) -> None:
+    """Subscribers learn of each row that this store deleted, without its data, and why."""
+    store = lab.store(options=Options(max_age=7200), rotate_every=3600)
+    told: list[tuple[str, str]] = []
+    store.on_deletion(lambda row, reason: told.append((row.handle, reason)))
+    expected = []
+
+    def make(**values: Any) -> Browser:
+        browser = Browser()
+        with browser.visit(store) as session:
+            session.values.update(values or {"x": 1})
+            session.login("alice")
+        return browser
+
+    def handle(browser: Browser) -> str:
+        return Visit(browser, store).session.handle
+
+    deleted, revoked, replayed, expired = make(), make(), make(), make()
+    expected.append((handle(deleted), "deleted"))
+    with deleted.visit(store) as session:
+        session.delete()
+    emptied = Browser()
+    with emptied.visit(store) as session:
+        session["x"] = 1
+    expected.append((session.handle, "deleted"))
+    with emptied.visit(store) as session:
+        session.clear()
+    expected.append((handle(revoked), "revoked"))
+    store.revoke(handle(revoked))
+    expected.append((handle(replayed), "replayed"))
+    lab.pass_time(3601)
+    thief = copy(replayed)
+    with replayed.visit(store):
+        pass
+    lab.pass_time(60)
+    Visit(thief, store)
+    expected.append((handle(expired), "expired"))
+    lab.pass_time(10**7)
+    assert store.delete_expired() == 1
+    assert told == expected
+
+
+def test_what_ended_elsewhere_is_not_told(lab: Lab, store: Store) -> None:
+    """Only the process that deleted a row tells of it, once."""
+    told: list[str] = []
+    lab.store().on_deletion(lambda row, reason: told.append(reason))
+    browser = sign_in(store, "alice")
+    handle = Visit(browser, store).session.handle
+    store.on_deletion(lambda row, reason: told.append(f"here: {reason}"))
+    store.revoke(handle)
+    store.revoke(handle)
+    with browser.visit(store) as session:
+        session.delete()
+    assert told == ["here: revoked"]
+
+
+def test_a_callback_that_raises_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged; the others are called, and the caller sees nothing of it."""
+    store = MemoryStore(*KEYS)
+    told: list[str] = []
+
+    def broken(row: Any, reason: str) -> None:
+        raise ZeroDivisionError
+
+    store.on_deletion(broken)
+    store.on_deletion(lambda row, reason: told.append(reason))
+    browser = sign_in(store, "alice")
+    with caplog.at_level(logging.ERROR, "pgstore"):
+        assert store.revoke_user("alice") == 1
+    assert told == ["revoked"]
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert user_of(store, browser) is None
+
+
+def test_unsubscribing() -> None:
+    """After it a callback is called no more; again is no error; the others stay."""
+    store = MemoryStore(*KEYS)
+    told: list[str] = []
+    first = store.on_deletion(lambda row, reason: told.append("first"))
+    store.on_deletion(lambda row, reason: told.append("second"))
+    for _ in range(2):
+        first()
+        sign_in(store, "alice")
+        store.revoke_user("alice")
+    assert told == ["second", "second"]
+
+
+def test_callbacks_run_outside_locks() -> None:
+    """A callback may use the store, subscribe and unsubscribe, itself included, and wait."""
+    store = MemoryStore(*KEYS)
+    told: list[str] = []
+
+    def callback(row: Any, reason: str) -> None:
+        told.append(reason)
+        unsubscribe(wait=True)
+        store.on_deletion(lambda row, reason: told.append(f"later: {reason}"))
+        store.revoke_user("bob")
+
+    unsubscribe = store.on_deletion(callback)
+    for user in ("alice", "bob"):
+        sign_in(store, user)
+    store.revoke_user("alice")
+    assert told == ["revoked", "later: revoked"]
+
+
+def test_unsubscribing_may_wait_for_a_call_under_way() -> None:
+    """With wait=True it returns when no other thread is in the callback any more."""
+    lab = MemoryLab()
+    store = lab.store()
+    entered, leave = threading.Event(), threading.Event()
+    left: list[bool] = []
+
+    def slow(row: Any, reason: str) -> None:
+        entered.set()
+        assert leave.wait(10)
+        left.append(True)
+
+    unsubscribe = store.on_deletion(slow)
+    sign_in(store, "alice")
+    revoking = threading.Thread(target=store.revoke_user, args=("alice",))
+    revoking.start()
+    assert entered.wait(10)
+    unsubscribe()
+    assert left == []
+    waiting = threading.Thread(target=unsubscribe, kwargs={"wait": True})
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    leave.set()
+    waiting.join(10)
+    assert left == [True]
+    revoking.join(10)
+
+
+def test_hooks_are_iterated_without_a_lock() -> None:
+    """Subscribing while another thread fires disturbs neither (a bug of sessionup's)."""
+    hooks, told = Hooks(), []
+    row: Any = None
+    hooks.subscribe(lambda row, reason: hooks.subscribe(lambda row, reason: told.append(1)))
+    hooks.fire([row], "deleted")
+    assert told == []
+    hooks.fire([row], "deleted")
+    assert told == [1]
