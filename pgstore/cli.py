@@ -21,6 +21,8 @@ from . import __version__
 from .errors import ConfigurationError, PGStoreError
 from .ids import generate_random_key
 from .options import Options
+from .rows import check_table
+from .sql import grants
 from .store import Store
 from .urls import engine_of, format_keys, open_store, parse_keys
 
@@ -72,6 +74,8 @@ def _keygen(args: argparse.Namespace) -> int:
 def _schema(args: argparse.Namespace) -> int:
     if args.action == "print":
         return _schema_print(args)
+    if args.action == "grants":
+        return _schema_grants(args)
     with _store(args) as store:
         if args.action == "apply":
             store.backend.apply_schema()
@@ -93,6 +97,16 @@ def _schema_print(args: argparse.Namespace) -> int:
             raise ConfigurationError("--db-schema is for PostgreSQL: SQLite has no schemas")
         text = sqlite.schema_sql(args.table)
     print(text, end="")
+    return 0
+
+
+def _schema_grants(args: argparse.Namespace) -> int:
+    if not args.role:
+        raise ConfigurationError("--role NAME: whose rights are they?")
+    if args.db_schema is not None:
+        check_table(args.db_schema, what="schema", longest=63)
+    role = check_table(args.role, what="role", longest=63)
+    print(grants(check_table(args.table), role, db_schema=args.db_schema), end="")
     return 0
 
 
@@ -215,7 +229,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-block", action="store_true", help="sign only, encrypt nothing")
 
     sub = command("schema", _schema, "create, migrate, check or print the sessions' table")
-    sub.add_argument("action", choices=["apply", "check", "print"])
+    sub.add_argument("action", choices=["apply", "check", "print", "grants"])
+    sub.add_argument("--role", metavar="NAME", help="the application's role, for 'grants'")
     _add_table(sub)
     sub.add_argument(
         "--engine",

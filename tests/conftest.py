@@ -8,10 +8,14 @@ import pytest
 
 import pgstore
 from pgstore.embedded import PostgresServer
+from support.leaks import LeakWatch
 from support.postgres import PostgresServers, fresh_schema, postgres_versions
 from support.stores import Browser, Lab, MemoryLab, PostgresLab, SQLiteLab
 
 pytest.register_assert_rewrite("pgstore.testing")
+
+_leak_watch = LeakWatch()
+_leak_watch.install()
 
 # Each test says its own max_examples. Hypothesis loads a "ci" profile of its own where CI is set,
 # which would try the same examples in every run.
@@ -31,6 +35,12 @@ def pytest_report_header() -> list[str]:
         f"pgstore: {os.path.dirname(pgstore.__file__)}",
         f"PostgreSQL: {', '.join(map(str, postgres_versions()))}",
     ]
+
+
+@pytest.fixture(scope="session")
+def leak_watch() -> LeakWatch:
+    """Return what was logged and raised so far, and every secret that was made."""
+    return _leak_watch
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from pgstore.backends.postgres import PostgresBackend
 from pgstore.backends.postgres_pool import BorrowedPool, OwnPool, Pool
 from pgstore.errors import ConfigurationError
 from pgstore.rows import Backend, PGSession
+from pgstore.sql import grants
 from pgstore.testing import BackendContract, in_fork
 from support.postgres import PostgresServers, fresh_schema, postgres_versions
 from support.stores import PostgresLab
@@ -64,6 +65,25 @@ class TestPoolerMode(PostgresContract):
             pool_timeout=10.0,
             pooler="transaction",
         )
+
+
+class TestApplicationRole(PostgresContract):
+    """As a role that has been given what ``pgstore schema grants`` prints, and no more."""
+
+    @pytest.fixture(autouse=True)
+    def _role(self, _storage: None) -> Iterator[None]:
+        role, schema = f"app_{self.lab.schema}", self.lab.schema
+        with psycopg.connect(self.lab.dsn, autocommit=True) as connection:
+            connection.execute(f'CREATE ROLE "{role}" LOGIN')  # type: ignore[arg-type]
+            PostgresBackend(super().make_pool(), db_schema=schema).apply_schema()
+            connection.execute(grants("http_sessions", role, db_schema=schema))  # type: ignore[arg-type]
+            self.dsn = self.lab.dsn.replace("postgres@", f"{role}@")
+            yield
+            connection.execute(f'DROP OWNED BY "{role}"')  # type: ignore[arg-type]
+            connection.execute(f'DROP ROLE "{role}"')  # type: ignore[arg-type]
+
+    def make_pool(self) -> Pool:
+        return OwnPool(self.dsn, size=8, statement_timeout=10.0, pool_timeout=10.0)
 
 
 class TestBorrowedPool(PostgresContract):

@@ -22,7 +22,7 @@ from pgstore.backends import postgres
 from pgstore.backends.postgres import PostgresBackend, schema_sql
 from pgstore.backends.postgres_pool import BorrowedPool, OwnPool
 from pgstore.embedded import PostgresServer, temporary
-from pgstore.sql import Step
+from pgstore.sql import Step, grants
 from support.fault_proxy import FaultProxy
 from support.postgres import PostgresServers
 from support.stores import KEYS, Browser, PostgresLab, Visit
@@ -238,18 +238,46 @@ def test_a_role_without_create(pg_lab: PostgresLab, role: str) -> None:
     with pytest.raises(SchemaError, match="may not create"):
         PGStore(role, *KEYS, db_schema=pg_lab.schema)
     pg_lab.store()
-    pg_lab.execute(
-        sql.SQL(
-            "GRANT SELECT, INSERT, UPDATE, DELETE ON http_sessions TO {0}; "
-            "GRANT SELECT ON http_sessions_schema TO {0}"
-        ).format(sql.Identifier(f"role_{pg_lab.schema}"))
-    )
+    pg_lab.execute(grants("http_sessions", f"role_{pg_lab.schema}", db_schema=pg_lab.schema))
     for mode in ("apply", "check", "off"):
         with PGStore(role, *KEYS, db_schema=pg_lab.schema, schema=mode) as store:
             for _, act, _ in steps(store, pg_lab):
                 act()
             pg_lab.pass_time(10**8)
             assert store.delete_expired() == 0
+
+
+def test_grants_are_enough_and_no_more(pg_lab: PostgresLab, role: str) -> None:
+    """With them everything works that a store does, and nothing else does."""
+    pg_lab.store()
+    pg_lab.execute(grants("http_sessions", f"role_{pg_lab.schema}", db_schema=pg_lab.schema))
+    with PGStore(role, *KEYS, db_schema=pg_lab.schema) as store:
+        for _, act, _ in steps(store, pg_lab):
+            act()
+        with store.backend.locked(b"x" * 16) as backend:
+            backend.load(b"x" * 16)
+        with Browser().visit(store) as session:
+            session.login("alice")
+        assert len(store.sessions_of("alice")) == 1
+        store.reseal()
+        assert store.revoke_user("alice") == 1
+        with Browser().visit(store) as session:
+            session["x"] = 1
+        pg_lab.pass_time(10**8)
+        assert store.delete_expired() == 1
+    table = f"{pg_lab.schema}.http_sessions"
+    with psycopg.connect(role, autocommit=True) as connection:
+        for forbidden in (
+            f"UPDATE {table} SET key = key",
+            f"UPDATE {table} SET created_on = now()",
+            f"TRUNCATE {table}",
+            f"DROP TABLE {table}",
+            f"ALTER TABLE {table} ADD COLUMN x int",
+            f"INSERT INTO {table}_schema VALUES (9, 9)",
+            f"CREATE TABLE {pg_lab.schema}.other (x int)",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(forbidden)  # type: ignore[arg-type]
 
 
 def test_checking_the_schema(pg_lab: PostgresLab) -> None:

@@ -24,6 +24,15 @@ def names_in(path: Path) -> set[str]:
     }
 
 
+def test_what_security_names_exists() -> None:
+    """Every test that docs/security.md names is there."""
+    page = (ROOT / "docs" / "security.md").read_text("utf-8")
+    named = re.findall(r"`(tests/[\w/.]+)::(\w+)`", page)
+    assert len(named) > 50
+    for file, name in named:
+        assert name in names_in(ROOT / file), f"no {name} in {file}"
+
+
 def test_every_row_names_module_and_test() -> None:
     """A row has a promise, the module that keeps it, and the test that proves it."""
     assert len(ROWS) > 50

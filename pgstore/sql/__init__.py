@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 
-__all__ = ["Schema", "Step"]
+__all__ = ["Schema", "Step", "grants"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,7 @@ class Schema:
 
         Both names are plain identifiers (`pgstore.rows.check_table`).
         """
-        prefix = "" if db_schema is None else f'"{db_schema}".'
-        names = {
-            "table": f'{prefix}"{table}"',
-            "log": f'{prefix}"{table}_schema"',
-            "gc_index": f'"{table}_gc_after"',
-            "user_index": f'"{table}_user_key"',
-        }
+        names = _names(table, db_schema)
         parts = [self._log.text.format(**names)]
         for step in self.steps:
             if step.version > after:
@@ -61,3 +55,23 @@ class Schema:
                     f"VALUES ({step.version}, {step.oldest_code});\n"
                 )
         return "\n".join(parts)
+
+
+def grants(table: str, role: str, *, db_schema: str | None = None) -> str:
+    """Return PostgreSQL's statements that give a role what an application needs on the table.
+
+    All three names are plain identifiers. USAGE on the schema is among it when one is named.
+    """
+    text = files(__package__).joinpath("postgres", "grants.sql").read_text("utf-8")
+    usage = "" if db_schema is None else f'GRANT USAGE ON SCHEMA "{db_schema}" TO "{role}";\n'
+    return text.format(role=f'"{role}"', **_names(table, db_schema)) + usage
+
+
+def _names(table: str, db_schema: str | None) -> dict[str, str]:
+    prefix = "" if db_schema is None else f'"{db_schema}".'
+    return {
+        "table": f'{prefix}"{table}"',
+        "log": f'{prefix}"{table}_schema"',
+        "gc_index": f'"{table}_gc_after"',
+        "user_index": f'"{table}_user_key"',
+    }
