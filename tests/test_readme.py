@@ -44,7 +44,7 @@ def test_the_other_examples(handler: dict[str, Any], pg_lab: PostgresLab) -> Non
     """The other examples run as they are printed, with the names of the text."""
     request: dict[str, Any] = {"wsgi.url_scheme": "http"}
     response = Headers()
-    names = handler | {"request": request, "response": response}
+    names = handler | {"request": request, "response": response, "handle": "A" * 22}
     for example in EXAMPLES[1:]:
         exec(compile(example, "README.md", "exec"), names)
         if names["store"] not in pg_lab._stores:
