@@ -115,9 +115,7 @@ class Cleaner:
 
 
 class _Loop:
-    """One background thread: reports each sweep until ``quit``, then reports None and sets
-    ``done``.
-    """
+    """One background thread: reports each sweep until ``quit``, then None, and sets ``done``."""
 
     def __init__(
         self,

@@ -378,9 +378,7 @@ def _measure(key: object) -> str:
 
 
 def _subkey(key: bytes, purpose: bytes, length: int) -> bytes:
-    """Derive a purpose's own key (HKDF-Expand, RFC 5869; the keys are random, so nothing is
-    extracted).
-    """
+    """Derive a purpose's own key from a random one (HKDF-Expand, RFC 5869)."""
     return HKDFExpand(SHA256(), length, b"pgstore 1 " + purpose).derive(key)
 
 

@@ -28,9 +28,7 @@ class Headers(Protocol):
 
 
 def cookie_values(environ: Mapping[str, Any], name: str) -> Iterator[str]:
-    """Yield the first four values of the cookie called ``name``, as the browser sent them (RFC 6265
-    5.4).
-    """
+    """Yield the first four values of the cookie called ``name``, as they came (RFC 6265 5.4)."""
     found = 0
     for pair in environ.get("HTTP_COOKIE", "").split(";"):
         key, separator, value = pair.partition("=")
@@ -44,8 +42,7 @@ def cookie_values(environ: Mapping[str, Any], name: str) -> Iterator[str]:
 def set_cookie(
     headers: Headers, name: str, value: str, options: Options, max_age: int | None, *, https: bool
 ) -> None:
-    """Put one Set-Cookie for ``name`` into ``headers``, in place of an earlier one, and keep caches
-    off.
+    """Put one Set-Cookie for ``name`` into ``headers``, and keep caches off the response.
 
     ``max_age`` in seconds goes out as Max-Age and Expires; None makes a cookie for the browser's
     session.
@@ -78,9 +75,7 @@ def clear_cookie(headers: Headers, name: str, options: Options, *, https: bool) 
 
 
 def vary_on_cookie(headers: Headers) -> None:
-    """Add Cookie to Vary: a response that was made from a session is for this browser (RFC 9110
-    12.5.5).
-    """
+    """Add Cookie to Vary: what was made from a session is this browser's (RFC 9110 12.5.5)."""
     fields = _split(headers.getlist("Vary"))
     if "*" not in fields and "cookie" not in map(str.lower, fields):
         headers.setlist("Vary", [", ".join([*fields, "Cookie"])])

@@ -10,8 +10,7 @@ __all__ = ["in_forked_child"]
 
 
 def in_forked_child(method: Callable[[], None]) -> None:
-    """Call a bound method in every child that is forked from now on, for as long as its object
-    lives.
+    """Call a bound method in every child that is forked while its object lives.
 
     It runs in `os.fork` itself, when the child has one thread. Locks that other threads of the
     parent held are still held there: make new ones.

@@ -280,9 +280,7 @@ def rebase(rules: Rules, session: Session, loaded: Loaded | None) -> None:
 
 
 def mergeable(rules: Rules, session: Session, write: Update) -> bool:
-    """Tell whether a write of unknown outcome may be applied again: no merge function would count
-    twice.
-    """
+    """Tell whether a write of unknown outcome may be applied again without counting twice."""
     base = session._base
     assert base is not None
     before = base.contents.values if base.contents else {}
@@ -315,8 +313,7 @@ def settle(session: Session, write: Write, row: PGSession | None) -> None:
 
 
 def sends_cookie(write: Write) -> bool:
-    """Tell whether the browser's copy is out of date after ``write``: whenever the visit was
-    stamped.
+    """Tell whether the browser's cookie is out of date after ``write``.
 
     So ``seen_on`` is when the cookie was last sent, and neither cookie nor row can outlive the
     other by more than one touch interval.

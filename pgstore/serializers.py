@@ -66,8 +66,10 @@ _EXTENDED = frozenset({dt.datetime, dt.date, dt.time, dt.timedelta, UUID, Decima
 
 
 class TypedSerializer:
-    """Carries None, bool, int, float, str, bytes, list, tuple, dict, set, frozenset, datetime,
-    date, time, timedelta, UUID, Decimal, Markup, and the types that you register.
+    """Carries plain values, containers, times, and the types that you register.
+
+    None, bool, int, float, str, bytes, list, tuple, dict, set, frozenset, datetime, date, time,
+    timedelta, UUID, Decimal and Markup are carried as they are.
 
     Exact types only: a subclass is refused unless it is registered itself, because it would come
     back as something else. Time zones are `datetime.timezone` or `zoneinfo.ZoneInfo`. Equal sets
@@ -258,9 +260,7 @@ class TypedSerializer:
         raise RowError(f"serialized data holds extension type {code}, unknown to this release")
 
     def _explain(self, value: Any, path: str, parents: tuple[int, ...]) -> None:
-        """Find what cannot be carried and raise `SerializationError` for it. The slow twin of
-        `_carries`.
-        """
+        """Raise `SerializationError` for what cannot be carried: the slow twin of `_carries`."""
         kind = type(value)
         if kind in _PLAIN:
             return

@@ -187,9 +187,7 @@ class Session:
 
     @property
     def expires_on(self) -> datetime | None:
-        """When the row ends unless it is visited, aware, by the database's clock; None for a new
-        session.
-        """
+        """When the row ends unless it is visited, as `created_on`; None for a new session."""
         return self._base.row.expires_on if self._base else None
 
     @property
@@ -199,9 +197,7 @@ class Session:
 
     @property
     def options(self) -> SessionOptions:
-        """This session's own cookie attributes. Change them before `save`; ``max_age = -1``
-        deletes.
-        """
+        """This session's own cookie attributes, to change before `save`; max_age -1 deletes."""
         if self._options is None:
             self._options = self._store.options.thaw()
             if self._base is not None:

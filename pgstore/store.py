@@ -1,6 +1,4 @@
-"""Stores: they run what `pgstore.plan` decides against a backend, and put the cookie on the
-response.
-"""
+"""Stores: they run what `pgstore.plan` decides, and put the cookie on the response."""
 
 from __future__ import annotations
 
@@ -179,16 +177,13 @@ class Store:
         self._names.clear()
 
     def max_length(self, n: int) -> None:
-        """Set the most bytes that a session's serialized data may take; 0 for no limit
-        (``MaxLength``).
-        """
+        """Set the most bytes that serialized data may take; 0 for no limit (``MaxLength``)."""
         self._rules = replace(self._rules, max_length=check_max_length(n))
 
     # -- a request
 
     def get(self, request: Any, name: str) -> Session:
-        """Return this request's session called ``name``: the one it has already, else as `new`
-        does.
+        """Return this request's session called ``name``, loading it the first time.
 
         ``request`` is a werkzeug Request or a WSGI environ. Raises `ConfigurationError` for a name
         that cannot name a cookie, or that another store uses in this request, and `BackendError`
@@ -222,8 +217,7 @@ class Store:
         return Session(self, name, SessionId.new(time.time()), error=error)
 
     def save(self, request: Any, response: Any, session: Session) -> None:
-        """Store what this request changed in the session, and put its cookie on the response if
-        need be.
+        """Store what this request changed, and put the cookie on the response if need be.
 
         ``response`` is a werkzeug Response or Headers. At most one statement in the ordinary case:
         insert, update, touch, delete, or none for a session that was only read lately. Changes of
@@ -312,16 +306,14 @@ class Store:
     # -- cleanup
 
     def delete_expired(self) -> int:
-        """Delete the rows that have expired, in batches, and return how many (gorilla's
-        ``DeleteExpired``).
+        """Delete the rows that have expired and return how many (gorilla's ``DeleteExpired``).
 
         Returns 0 at once while another process is doing so. Raises `BackendError`.
         """
         return self._cleaner.sweep()
 
     def cleanup(self, interval: float | timedelta = 300.0) -> tuple[Event, Event]:
-        """Start a daemon thread that deletes expired rows about every ``interval`` seconds
-        (``Cleanup``).
+        """Delete expired rows about every ``interval`` seconds, in a daemon thread (``Cleanup``).
 
         0 means off: no thread. Raises `ConfigurationError` for a negative interval. Returns
         ``(quit, done)`` for `stop_cleanup`. The thread starts anew in a forked child.
@@ -329,16 +321,13 @@ class Store:
         return self._cleaner.start(interval)
 
     def stop_cleanup(self, quit: Event, done: Event) -> None:
-        """Stop the thread of a `cleanup` and wait for its end; again, and in a forked child, is no
-        error.
-        """
+        """Stop a `cleanup` and wait for its end; again, or in a forked child, is no error."""
         self._cleaner.stop(quit, done)
 
     def run_cleanup(
         self, stop: Event, interval: float | timedelta = 300.0
     ) -> Iterator[SweepResult]:
-        """Sweep in the background until ``stop`` is set, and yield a result per sweep
-        (``RunCleanup``).
+        """Sweep in the background until ``stop`` is set, yielding a result each (``RunCleanup``).
 
         Sweeping goes on whether or not anybody takes the results; those nobody takes are dropped,
         oldest first.
@@ -411,7 +400,7 @@ class Store:
 
     def _end_replayed(self, id: SessionId) -> None:
         """End a session of which somebody has a copy: thief or owner, nobody can tell which."""
-        row = self._backend.delete(id.selector)
+        row = self._backend.delete(id.selector, generation=id.generation)
         if row is not None:
             self._hooks.fire([row], "replayed")
             _log.warning(
@@ -506,8 +495,7 @@ class PGStore(Store):
         pooler: Literal["transaction"] | None = None,
         **settings: Any,
     ) -> Self:
-        """Make a store on a pool of yours: it is never closed, and nothing on it or its connections
-        is changed.
+        """Make a store on a pool of yours, which is never closed and on which nothing is changed.
 
         Open it yourself, before or after. A pool that was used before a fork raises
         `ConfigurationError` in the child.

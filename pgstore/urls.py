@@ -53,7 +53,7 @@ def engine_of(url: str) -> Engine:
 
 
 def parse_keys(text: str, source: str = "PGSTORE_KEYS") -> list[bytes | None]:
-    """Read the keys of a store from one line: hash key, block key, old hash key, old block key, …
+    """Read the keys of a store from one line, in the order of `codecs_from_pairs`.
 
     The keys are base64url, separated by commas; an empty one or ``-`` is None. Raises
     `ConfigurationError` that begins with ``source`` and quotes no key.

@@ -127,6 +127,21 @@ def test_a_merge_function_of_ones_own(lab: Lab, known: Browser) -> None:
     assert values(lab, known) == {"x": 1}
 
 
+def test_a_merge_function_is_asked_only_when_both_changed(lab: Lab, known: Browser) -> None:
+    """A key that only one of two requests changed needs no merging."""
+
+    def never(base: Any, theirs: Any, ours: Any) -> Any:
+        raise AssertionError("nothing to merge")
+
+    store = lab.store(merge={"n": never, "a": never})
+    first, second = Visit(known, store), Visit(known, store)
+    first.session["a"] = 1
+    second.session["n"] = 11
+    first.save()
+    second.save()
+    assert values(lab, known) == {"n": 11, "a": 1}
+
+
 def test_flashes_merge_by_themselves(lab: Lab, known: Browser) -> None:
     """What one request consumed is gone, what both added is there, equal messages included."""
     store = lab.store()
@@ -222,6 +237,8 @@ def test_an_anonymous_request_does_not_end_a_login(lab: Lab, known: Browser) -> 
     with pytest.raises(SessionGone):
         slow.save()
     assert "Set-Cookie" not in slow.headers
+    # Not by saving once more, either.
+    assert "Set-Cookie" not in slow.save()
     assert Visit(known, store).session.user_key == "alice"
 
 

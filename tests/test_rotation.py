@@ -279,6 +279,24 @@ def test_a_slow_request_merges_after_the_grace(
     assert lab.row()["generation"] == renewals
 
 
+def test_a_slow_request_never_renews_a_secret_that_is_not_its_own(
+    lab: Lab, store: Store, known: Browser
+) -> None:
+    """Saved twice when the secret is due again, it leaves the renewal to who has the newest."""
+    slow = Visit(copy(known), store)
+    due(lab)
+    with known.visit(store):
+        pass
+    due(lab)
+    for number in range(3):
+        slow.session["slow"] = number
+        assert "Set-Cookie" not in slow.save()
+    assert lab.row()["generation"] == 1
+    with known.visit(store) as session:
+        assert session.values == {"x": 1, "slow": 2}
+    assert lab.row()["generation"] == 2
+
+
 def test_no_grace_at_all(lab: Lab, browser: Browser) -> None:
     """With rotation_grace=0 the old secret means theft at once."""
     store = lab.store(rotate_every=HOUR, rotation_grace=0)

@@ -1,5 +1,4 @@
-"""Rows in PostgreSQL, 14 or newer: one prepared statement and one round trip for each verb of a
-request.
+"""Rows in PostgreSQL, 14 or newer: a prepared statement and a round trip for each verb.
 
 Every statement of the request path addresses one key, and uses neither a volatile function nor a
 trigger, so that the table may be distributed by ``key`` (Citus). Inside a caller's long transaction
@@ -378,9 +377,7 @@ class PostgresBackend:
             return _rows(result)
 
     def _version_on(self, wire: Wire) -> int:
-        """Return the version of the table's schema, 0 without one. Raises `SchemaError` when it is
-        too new.
-        """
+        """Return the version of the table's schema, 0 for none; raise for one that is too new."""
         # From the catalog and not with to_regclass: another process may have made the table since
         # this transaction began, and a name that was looked up in vain is remembered until a table
         # is locked.

@@ -1,6 +1,4 @@
-"""Where connections come from: a pool of ours, made in each process, or one that the caller lends
-us.
-"""
+"""Where connections come from: a pool of ours, made in each process, or the caller's."""
 
 from __future__ import annotations
 
@@ -223,9 +221,7 @@ class OwnPool:
 
 
 class BorrowedPool:
-    """A `psycopg_pool.ConnectionPool` of the caller's. Its connections are used as they are and
-    given back so.
-    """
+    """A pool of the caller's, whose connections are used as they are and given back so."""
 
     def __init__(
         self,

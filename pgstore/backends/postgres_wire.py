@@ -27,9 +27,7 @@ _FEATURE_NOT_SUPPORTED = "0A000"
 
 
 class Lost(Exception):
-    """The connection broke, or the deadline passed; it is closed. ``sent``: the statement may have
-    run.
-    """
+    """The connection broke or was late, and is closed; if ``sent``, the statement may have run."""
 
     def __init__(self, message: str, *, sent: bool, late: bool = False) -> None:
         super().__init__(message)
