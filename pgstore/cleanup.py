@@ -11,7 +11,7 @@ from datetime import timedelta
 from queue import SimpleQueue
 from threading import Event
 
-from .errors import ConfigurationError
+from .errors import BackendError, ConfigurationError
 from .forks import in_forked_child
 from .hooks import Hooks
 from .options import seconds
@@ -47,6 +47,7 @@ class Cleaner:
         self._hooks = hooks
         self._horizon = horizon
         self._loops: list[_Loop] = []
+        self._closed = False
         self._hooked = False
 
     def sweep(self, stop: Event | None = None) -> int:
@@ -77,7 +78,9 @@ class Cleaner:
     def stop(self, quit: Event, done: Event) -> None:
         """Set ``quit`` and wait for ``done``; see `Store.stop_cleanup`."""
         quit.set()
-        done.wait()
+        # A callback for an expired session runs in the thread that would be waited for.
+        if not any(loop.done is done and loop.is_current() for loop in self._loops):
+            done.wait()
 
     def run(self, stop: Event, interval: float | timedelta) -> Iterator[SweepResult]:
         """Sweep until ``stop`` is set, yielding a result per sweep; see `Store.run_cleanup`."""
@@ -90,11 +93,14 @@ class Cleaner:
         return results.take()
 
     def close(self) -> None:
-        """Stop everything that was started, and wait for it."""
+        """Stop everything that was started, and wait for it. Nothing is started afterwards."""
+        self._closed = True
         for loop in list(self._loops):
             self.stop(loop.quit, loop.done)
 
     def _launch(self, loop: _Loop) -> None:
+        if self._closed:
+            raise BackendError("the store is closed")
         if not self._hooked:
             self._hooked = True
             in_forked_child(self._restart_in_child)
@@ -129,9 +135,15 @@ class _Loop:
         self._cleaner = cleaner
         self._pause = pause
         self._report = report
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="pgstore-cleanup", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="pgstore-cleanup", daemon=True)
+        self._thread.start()
+
+    def is_current(self) -> bool:
+        """Tell whether this is the thread that asks."""
+        return threading.current_thread() is self._thread
 
     def _run(self) -> None:
         try:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Literal, TypeAlias
 
+from .forks import in_forked_child
 from .rows import PGSession
 
 __all__ = ["DeletionCallback", "Hooks", "Reason", "Unsubscribe"]
@@ -53,9 +54,15 @@ class Unsubscribe:
     def __init__(self, hooks: Hooks, callback: DeletionCallback) -> None:
         self._hooks = hooks
         self._callback = callback
-        self._running: list[int] = []
-        self._changed = threading.Condition()
         self._ended = False
+        self._start_anew()
+        in_forked_child(self._start_anew)
+
+    def _start_anew(self) -> None:
+        # In a forked child, too: the parent's threads did not come along.
+        self._running: list[int] = []
+        self._waiting: set[int] = set()
+        self._changed = threading.Condition()
 
     def __call__(self, *, wait: bool = False) -> None:
         self._hooks._remove(self)
@@ -63,7 +70,11 @@ class Unsubscribe:
         with self._changed:
             self._ended = True
             if wait:
-                self._changed.wait_for(lambda: all(thread == me for thread in self._running))
+                # Two calls that wait for each other's end would wait for ever.
+                self._waiting.add(me)
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._waiting.issuperset(self._running))
+                self._waiting.discard(me)
 
     def _call(self, row: PGSession, reason: Reason) -> None:
         me = threading.get_ident()

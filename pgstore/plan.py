@@ -48,9 +48,14 @@ __all__ = [
     "Write",
     "decide",
     "find",
+    "mergeable",
     "rebase",
+    "reseal",
     "resume",
+    "sends_cookie",
+    "sent",
     "settle",
+    "take_back",
 ]
 
 _LONGEST_AGENT = 512
@@ -193,7 +198,8 @@ def decide(rules: Rules, session: Session, ip: str | None, agent: str | None) ->
             user_agent=_clean(agent),
             meta=meta,
         )
-        return Insert(_seal(rules, row, contents), rules.lifetimes.expiry(max_age), contents)
+        row = _seal(rules, row, contents, rules.max_length)
+        return Insert(row, rules.lifetimes.expiry(max_age), contents)
 
     row = base.row
     max_age = session._options.max_age if session._options else row.max_age
@@ -205,7 +211,7 @@ def decide(rules: Rules, session: Session, ip: str | None, agent: str | None) ->
             raise session.error
         return Touch(row, rules.lifetimes.expiry(max_age)) if due else None
     changed = contents != base.contents or base.reseal
-    if changed and empty:
+    if empty and (changed or meta != row.meta):
         return Delete(row)
     renew = regenerated or _is_old(rules, base)
     if not (changed or renew or meta != row.meta or max_age != row.max_age):
@@ -214,10 +220,10 @@ def decide(rules: Rules, session: Session, ip: str | None, agent: str | None) ->
     visit = due or renew or max_age != row.max_age
     id = session._id
     new = replace(row, version=_new_version(), meta=meta, max_age=max_age)
-    if renew or not _in_grace(rules, row, base.now):
-        new = replace(new, previous_hash=None, successor=None)
+    if not _in_grace(rules, row, base.now):
+        new = replace(new, successor=None)
     if regenerated:
-        new = replace(new, min_generation=id.generation)
+        new = replace(new, min_generation=id.generation, previous_hash=None, successor=None)
     elif renew:
         # Who still carries the secret before can open its successor for a while.
         id = base.id.renewed(row.generation)
@@ -228,7 +234,8 @@ def decide(rules: Rules, session: Session, ip: str | None, agent: str | None) ->
     if session._login:
         new = replace(new, user_key=session._user_key, ip=_clean(ip), user_agent=_clean(agent))
     if changed or new.user_key != row.user_key:
-        new = _seal(rules, new, contents)
+        grew = contents != base.contents
+        new = _seal(rules, new, contents, rules.max_length if grew else 0)
     expiry = rules.lifetimes.expiry(max_age) if visit else None
     return Update(new, row.version, expiry, contents, session._login, renew, id)
 
@@ -256,14 +263,19 @@ def rebase(rules: Rules, session: Session, loaded: Loaded | None) -> None:
     stranger = session._login and row.user_key not in (None, session._user_key)
     if not (stranger or session._overwrite):
         if theirs.contents is None or base.contents is None:
-            raise unreadable or RowError("the stored session cannot be merged with")
+            session.error = unreadable or RowError("the stored session cannot be merged with")
+            raise session.error
         ours = _encode(rules, session)
-        values = _merge(base.contents.values, theirs.contents.values, ours.values, rules)
-        flashes = _merge(base.contents.flashes, theirs.contents.flashes, ours.flashes)
-        loads = rules.serializer.loads
-        _adopt(session.values, ours.values, values, loads)
-        _adopt(session._flashes, ours.flashes, flashes, loads)
-        _take_back(session, base.contents.flashes.keys() - theirs.contents.flashes.keys())
+        try:
+            values = _merge(base.contents.values, theirs.contents.values, ours.values, rules)
+            flashes = _merge(base.contents.flashes, theirs.contents.flashes, ours.flashes)
+            loads = rules.serializer.loads
+            _adopt(session.values, ours.values, values, loads)
+            _adopt(session._flashes, ours.flashes, flashes, loads)
+        except UnknownTypeError as unknown:
+            session.error = unknown
+            raise
+        take_back(session, base.contents.flashes.keys() - theirs.contents.flashes.keys())
     if session.meta != row.meta and not stranger:
         merged = _merge(base.row.meta, row.meta, session.meta)
         session.meta.clear()
@@ -285,12 +297,18 @@ def mergeable(rules: Rules, session: Session, write: Update) -> bool:
     assert base is not None
     before = base.contents.values if base.contents else {}
     after = write.contents.values
-    return not any(before.get(key) != after.get(key) for key in rules.merge)
+    if any(before.get(key) != after.get(key) for key in rules.merge):
+        return False
+    # A message that it added may have been shown and consumed since.
+    return (
+        not write.contents.flashes.keys() - (base.contents.flashes if base.contents else {}).keys()
+    )
 
 
 def settle(session: Session, write: Write, row: PGSession | None) -> None:
     """Make the session what it is after ``write`` was stored as ``row``, for its next save."""
     session._consumed.clear()
+    session._unanswered = None
     if isinstance(write, Delete):
         session._base = session._options = None
         session._id = session._id.unrelated()
@@ -344,20 +362,19 @@ def _current_id(rules: Rules, id: SessionId, loaded: Loaded) -> SessionId:
         return id
     if not row.min_generation <= id.generation < row.generation:
         raise SessionNotFound(id.handle, "generation")
-    if id.generation == row.generation - 1 and _in_grace(rules, row, now):
-        assert row.previous_hash is not None
-        assert row.successor is not None
-        if not id.proves(row.previous_hash):
+    if id.generation == row.generation - 1:
+        if row.previous_hash is None or not id.proves(row.previous_hash):
             raise SessionNotFound(id.handle, "secret")
-        successor = id.open_successor(row.successor, row.generation)
-        if successor is not None and successor.proves(row.secret_hash):
-            return successor
+        if row.successor is not None and _in_grace(rules, row, now):
+            successor = id.open_successor(row.successor, row.generation)
+            if successor is not None and successor.proves(row.secret_hash):
+                return successor
     raise SessionNotFound(id.handle, "replayed")
 
 
 def _in_grace(rules: Rules, row: PGSession, now: datetime) -> bool:
     """Tell whether the secret before the row's own is still good for reaching it."""
-    if row.successor is None or row.previous_hash is None or row.renewed_on is None:
+    if row.renewed_on is None:
         return False
     return now - row.renewed_on <= timedelta(seconds=rules.lifetimes.rotation_grace)
 
@@ -398,7 +415,7 @@ def _encode(rules: Rules, session: Session) -> Contents:
         raise
 
 
-def _seal(rules: Rules, row: PGSession, contents: Contents) -> PGSession:
+def _seal(rules: Rules, row: PGSession, contents: Contents, max_length: int) -> PGSession:
     flashes = [[key, ident, item] for (key, ident), item in contents.flashes.items()]
     try:
         data = rules.serializer.dumps([dict(contents.values), flashes])
@@ -407,8 +424,8 @@ def _seal(rules: Rules, row: PGSession, contents: Contents) -> PGSession:
         rules.serializer.dumps(dict.fromkeys(contents.values), "values")
         rules.serializer.dumps([key for key, _, _ in flashes], "flashes")
         raise
-    if 0 < rules.max_length < len(data):
-        raise SessionTooLong(len(data), rules.max_length)
+    if 0 < max_length < len(data):
+        raise SessionTooLong(len(data), max_length)
     return replace(row, data=rules.sealers[0].seal(data, _context(rules.table, row)))
 
 
@@ -480,16 +497,19 @@ def _adopt(
     loads: Callable[[bytes], Any],
 ) -> None:
     """Bring the decoded values to ``merged``; what did not change stays the handler's object."""
-    for key in ours.keys() - merged.keys():
-        del live[key]
-    for key, item in merged.items():
-        if ours.get(key) != item:
-            live[key] = loads(item)
+    adopted = {
+        key: live[key] if ours.get(key) == item else loads(item) for key, item in merged.items()
+    }
+    live.clear()
+    live.update(adopted)
 
 
-def _take_back(session: Session, gone: Set[FlashId]) -> None:
-    """Take messages that another request has consumed out of the lists that this one gave out."""
-    for flash in gone & session._consumed.keys():
+def take_back(session: Session, gone: Set[FlashId] | None = None) -> None:
+    """Take messages that another request has consumed out of the lists that this one gave out.
+
+    All of them, without ``gone``.
+    """
+    for flash in session._consumed.keys() & (session._consumed if gone is None else gone):
         shown, message = session._consumed.pop(flash)
         for place, candidate in enumerate(shown):
             if candidate is message:
@@ -499,14 +519,20 @@ def _take_back(session: Session, gone: Set[FlashId]) -> None:
 
 def _check_meta(meta: Mapping[str, str]) -> dict[str, str]:
     for text in itertools.chain.from_iterable(meta.items()):
-        # What is printable can be encoded and holds no NUL, which PostgreSQL's jsonb cannot keep.
-        if not isinstance(text, str) or not (
-            text.isprintable() or text.replace("\n", "").isprintable()
-        ):
+        # PostgreSQL's jsonb keeps neither NUL nor half of a surrogate pair.
+        if not isinstance(text, str) or "\0" in text or not _is_utf8(text):
             raise ConfigurationError(
-                "session.meta holds printable texts, by keys that are such texts"
+                "session.meta holds texts without NUL, by keys that are such texts"
             )
     return dict(meta)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _clean(text: str | None) -> str | None:

@@ -7,6 +7,7 @@ secret or a codec, and it never decides: which of its verbs is called, with whic
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -203,6 +204,19 @@ def check_table(name: str, *, what: str = "table", longest: int = 48) -> str:
             + (" (the schema goes into db_schema)" if what == "table" else "")
         )
     return name
+
+
+def meta_of(text: bytes | str) -> dict[str, str]:
+    """Read metadata as a backend keeps it, in JSON. What is no object of texts counts as none.
+
+    It is not sealed, so somebody may have changed it by hand; that must not lock a session out.
+    """
+    try:
+        meta = json.loads(text)
+    except ValueError:
+        return {}
+    texts = isinstance(meta, dict) and all(isinstance(value, str) for value in meta.values())
+    return meta if texts else {}
 
 
 def expiry_times(now: datetime, start: datetime, expiry: Expiry) -> tuple[datetime, datetime]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TypeGuard
 
 from . import plan
-from .errors import BackendError, ConflictError
+from .errors import BackendError, ConflictError, SessionGone
 from .hooks import Hooks
 from .rows import Backend, Loaded, PGSession
 from .session import Session
@@ -20,7 +21,7 @@ _Outcome = tuple[plan.Write | None, PGSession | None]
 class Saving:
     """The writing of one `Store.save`."""
 
-    _TRIES_BEFORE_LOCK = 4
+    _RACES_BEFORE_LOCK = 3
 
     def __init__(
         self,
@@ -37,36 +38,66 @@ class Saving:
         self._hooks = hooks
         self._client = (ip, agent)
         self._sent: plan.Write | None = None
+        self._error: BackendError | None = None
 
     def run(self, seconds: float) -> bool:
         """Write what there is to write. Tells whether the browser's cookie is to be sent again."""
         deadline = time.monotonic() + seconds
+        send = self._catch_up()
         write, tries = self._decide(), 0
         while write is not None:
-            write, row = self._try(write, locked=tries >= self._TRIES_BEFORE_LOCK)
+            write, row = self._try(write, locked=tries >= self._RACES_BEFORE_LOCK)
             if write is None:
-                return False
+                return send
             if row is not None:
                 plan.settle(self._session, write, row)
                 if isinstance(write, plan.Delete):
                     self._hooks.fire([row], "deleted")
-                return plan.sends_cookie(write)
+                return send or plan.sends_cookie(write)
             if time.monotonic() > deadline:
+                if self._error is not None:
+                    raise self._error
                 raise ConflictError(
                     f"other writers of session {self._session.handle} were faster for "
                     f"{seconds:g} s; nothing was written"
                 )
             tries += 1
+        return send
+
+    def _catch_up(self) -> bool:
+        """Find out about a write of an earlier save of this request, of which no answer came."""
+        write = self._session._unanswered
+        if not isinstance(write, plan.Insert | plan.Update):
+            return False
+        self._sent = write
+        loaded = self._backend.load(write.row.key)
+        if self._is_ours(loaded):
+            plan.settle(self._session, write, loaded.row)
+            return plan.sends_cookie(write)
+        if isinstance(write, plan.Insert):
+            # Stored and revoked, or never stored: as in `_look`.
+            if write.row.user_key is not None:
+                raise SessionGone(write.row.handle)
+        elif (
+            loaded is not None
+            and loaded.row.version != write.version
+            and not plan.mergeable(self._rules, self._session, write)
+        ):
+            raise BackendError(
+                "another writer came after a write whose answer was lost", outcome_unknown=True
+            )
+        self._session._unanswered = None
         return False
 
     def _try(self, write: plan.Write, *, locked: bool) -> _Outcome:
         try:
-            if locked:
+            if locked and not isinstance(write, plan.Insert):
                 return self._send_locked(write)
             row = self._send(self._backend, write)
         except BackendError as error:
             if not error.outcome_unknown:
                 raise
+            self._error = error
             return self._look(error)
         return (write, row) if row is not None else self._overtaken(write)
 
@@ -113,6 +144,9 @@ class Saving:
         loaded = self._backend.load(self._session._id.selector)
         if self._is_ours(loaded):
             return write, loaded.row  # an earlier try of ours, of which no answer came
+        if isinstance(write, plan.Delete) and loaded is None:
+            # Another request has emptied the session, too, and shown its messages.
+            plan.take_back(self._session)
         if isinstance(write, plan.Insert):
             self._session._id = self._session._id.unrelated()  # the key is taken
         else:
@@ -126,6 +160,7 @@ class Saving:
         try:
             loaded = self._backend.load(self._session._id.selector)
         except BackendError as blind:
+            self._session._unanswered = write
             raise error from blind
         if self._is_ours(loaded):
             return write, loaded.row
@@ -145,7 +180,12 @@ class Saving:
                 # counter must not count twice.
                 if not plan.mergeable(self._rules, self._session, write):
                     raise error
+            case plan.Touch(row) if loaded is not None:
+                # Stamped by us, or by another request: at the worst the cookie goes out twice.
+                same = loaded.row.generation == row.generation
+                if same and loaded.row.seen_on != row.seen_on:
+                    return write, loaded.row
             case plan.Delete(row) if loaded is None:
-                return write, row
+                return write, replace(row, data=b"")
         plan.rebase(self._rules, self._session, loaded)
         return self._decide(), None

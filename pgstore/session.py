@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from .errors import ConfigurationError, PGStoreError, SaveErrors
+from .errors import ConfigurationError, PGStoreError, RowError, SaveErrors
 from .ids import SessionId
 from .options import Options, SessionOptions
 from .rows import PGSession
@@ -96,6 +96,8 @@ class Session:
         self._user_key: str | None = None
         self._login = False
         self._overwrite = False
+        # A write of which no answer came; `pgstore.saving` finds out at the next save.
+        self._unanswered: object = None
         self._ended: list[Snapshot] = []
         self._forget: Options | None = None
 
@@ -138,7 +140,7 @@ class Session:
         """
         self.values.clear()
         self._flashes.clear()
-        self._overwrite = self._base is not None and self._base.contents is None
+        self._overwrite = self._base is not None and isinstance(self.error, RowError)
 
     def add_flash(self, value: Any, key: Hashable = _DEFAULT_FLASH_KEY) -> None:
         """Add a message for a later request to show (gorilla's ``AddFlash``)."""
@@ -244,16 +246,20 @@ class Session:
         """End the session: at `save` its row goes, and the browser is told to forget the cookie.
 
         Values, flash messages, metadata and user are cleared at once. What is put in afterwards
-        makes a new session with a new id. A row that is gone already is no error.
+        makes a new session with a new id. A row that is gone already is no error. Raises
+        `ConfigurationError` for options that do not fit.
         """
-        self._forget = replace(self.options.freeze(), max_age=0)
+        options = self.options
+        # The attributes of the first call: those that the browser's cookie was set with.
+        self._forget = self._forget or replace(options.freeze(), max_age=0)
+        options.max_age = self._store.options.max_age
         if self._base is not None:
             self._ended.append(self._base)
         self.values.clear()
         self.meta.clear()
         self._flashes.clear()
         self._consumed.clear()
-        self._base = self._user_key = self._options = None
+        self._base = self._user_key = self._unanswered = None
         self._login = self._overwrite = False
         self._id = self._id.unrelated()
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from threading import Event
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from . import plan
@@ -125,6 +126,8 @@ class Store:
             raise ConfigurationError("at least one codec and one sealer are needed")
         self._backend = backend
         self._save_deadline = seconds(save_deadline, "save_deadline")
+        if not 0 <= self._save_deadline <= 3600:
+            raise ConfigurationError(f"save_deadline must be 0 to 3600 seconds: {save_deadline}")
         self._names: set[str] = set()
         self._is_https = HttpsCheck()
         self._hooks = Hooks()
@@ -235,7 +238,7 @@ class Store:
         options = self._options_of(session)
         if options.max_age < 0:
             session.delete()
-            options = self._rules.options
+            options = self._options_of(session)
         vary_on_cookie(headers)
         if session._ended:
             # For its errors: nothing ends before what comes after it is known to be storable.
@@ -266,18 +269,24 @@ class Store:
         """
         return self._backend.of_user(check_user_key(user_key))
 
-    def revoke(self, handle: str, *, owner: str | None = None) -> bool:
+    def revoke(self, handle: str, *, owner: str | EllipsisType | None = ...) -> bool:
         """End the session with that handle, at once and for good. Tells whether there was one.
 
-        With an ``owner``, raises `NotOwner` for somebody else's, which is left alone.
+        Handles are public. For one that a visitor sends, say ``owner=session.user_key``: raises
+        `NotOwner` for somebody else's session, which is left alone, and for any when the owner is
+        None, who owns nothing. Without an ``owner`` nothing is checked: for administrators.
         """
         key = key_of(handle)
+        if owner is None:
+            raise NotOwner(handle)
+        if owner is not ...:
+            check_user_key(owner)
         if key is None:
             return False
-        row = self._backend.delete(key, user_key=owner)
+        row = self._backend.delete(key, user_key=None if owner is ... else owner)
         if row is not None:
             self._hooks.fire([row], "revoked")
-        elif owner is not None and self._backend.load(key) is not None:
+        elif owner is not ... and self._backend.load(key) is not None:
             raise NotOwner(handle)
         return row is not None
 
@@ -378,6 +387,7 @@ class Store:
         if session._options is None:
             return self._rules.options
         options = session._options.freeze()
+        session._options.max_age = options.max_age  # a timedelta has become seconds
         check_cookie_name(session.name, options)
         return options
 
@@ -532,8 +542,13 @@ def _headers_of(response: Any) -> Headers:
 
 
 def _cookie_age(base: Snapshot) -> int | None:
-    """Return the cookie's Max-Age in seconds: never more than its row has left."""
+    """Return the cookie's Max-Age in seconds: what its row has left.
+
+    That is ``max_age`` and a touch interval: a visit within the interval sends no cookie, and its
+    idle time must not be cut short in the browser, either.
+    """
     if base.row.max_age == 0:
         return None
     assert base.row.expires_on is not None
-    return min(base.row.max_age, int((base.row.expires_on - base.now).total_seconds()))
+    # Browsers keep no cookie for longer than 400 days (RFC 6265bis section 5.5).
+    return min(int((base.row.expires_on - base.now).total_seconds()), 400 * 24 * 3600)

@@ -16,7 +16,7 @@ from werkzeug.datastructures import Headers
 from pgstore import CookieError, MemoryStore, RowError, SessionNotFound, Store
 from pgstore.errors import CookieMalformed, CookieSignatureInvalid, CookieTooLong
 from pgstore.ids import SessionId
-from support.stores import KEYS, Browser, Lab, Visit
+from support.stores import KEYS, Browser, Lab, MemoryLab, PostgresLab, Visit
 
 
 @pytest.fixture
@@ -272,6 +272,29 @@ def test_a_row_sealed_with_a_dropped_key(lab: Lab, known: Browser) -> None:
     refused_row(keeps_cookies_only, known)
     known.cookies["sid"] = value
     assert Visit(known, lab.store()).session.values == {"x": 1}
+
+
+@pytest.mark.parametrize("meta", ["[1]", '"x"', "null", '{"a": 1}', "7"])
+def test_metadata_changed_by_hand(lab: Lab, store: Store, known: Browser, meta: str) -> None:
+    """Metadata that is no object of texts counts as none, and locks nobody out."""
+    if not isinstance(lab, MemoryLab):  # which keeps no JSON
+        lab.set(meta=meta)
+    with known.visit(store) as session:
+        assert (session.values, session.meta) == ({"x": 1}, {})
+    assert store.reseal() == {"current": 1, "old": 0, "refused": 0}
+
+
+def test_an_expiry_of_never(pg_lab: PostgresLab, browser: Browser) -> None:
+    """An operator may set a session to expire never, or after the year 9999."""
+    store = pg_lab.store(touch_interval=0)
+    with browser.visit(store) as session:
+        session["x"] = 1
+    for never in ("infinity", "20000-01-01"):
+        pg_lab.execute("UPDATE http_sessions SET expires_on = %s", [never])
+        assert Visit(browser, store).session["x"] == 1
+        assert store.reseal()["current"] == 1
+    visit = Visit(browser, pg_lab.store(*KEYS[:0], *(b"n" * 32, None), *KEYS))
+    assert "Set-Cookie" in visit.save()
 
 
 def test_a_refused_row_is_logged_without_secrets(

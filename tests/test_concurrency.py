@@ -156,6 +156,17 @@ def test_flashes_merge_by_themselves(lab: Lab, known: Browser) -> None:
     assert Visit(known, store).session.flashes() == ["saved", "saved"]
 
 
+def test_flashes_keep_their_order(lab: Lab, known: Browser) -> None:
+    """What was stored first is shown first, whichever request lost the race."""
+    store = lab.store()
+    first, second = Visit(known, store), Visit(known, store)
+    first.session.add_flash("first")
+    second.session.add_flash("second")
+    first.save()
+    second.save()
+    assert Visit(known, store).session.flashes() == ["first", "second"]
+
+
 def test_metadata_merges(lab: Lab, known: Browser) -> None:
     """Metadata merges key by key, too."""
     store = lab.store()
@@ -355,7 +366,7 @@ class Racing(MemoryBackend):
         self.losses = losses
 
 
-@pytest.mark.parametrize(("losses", "locks"), [(0, 0), (1, 0), (3, 0), (4, 1), (100, 1)])
+@pytest.mark.parametrize(("losses", "locks"), [(0, 0), (1, 0), (2, 0), (3, 1), (100, 1)])
 def test_every_writer_gets_through(losses: int, locks: int) -> None:
     """A lost race costs one more load and update; after several the row's lock ends it."""
     backend = Racing()
@@ -575,6 +586,158 @@ def test_a_login_without_an_answer(lossy: Lossy, store: Store, lost: str) -> Non
     lossy.lose = lost
     visit.save()
     assert Visit(browser, store).session.user_key == "alice"
+
+
+def blind(lossy: Lossy, visit: Visit) -> None:
+    """Save; the answer is lost, and so is the look at what became of it."""
+    load = lossy.load
+
+    def down(key: bytes) -> None:
+        raise BackendError("down")
+
+    lossy.lose = lossy.lose or "answer"
+    lossy.load = down  # type: ignore[method-assign,assignment]
+    with pytest.raises(BackendError) as caught:
+        visit.save()
+    lossy.load = load  # type: ignore[method-assign]
+    assert caught.value.outcome_unknown
+    assert "Set-Cookie" not in visit.headers
+
+
+@LOST
+def test_saving_again_after_an_unknown_outcome(lossy: Lossy, store: Store, lost: str) -> None:
+    """The next save of the request finds out first: a counter is counted once."""
+    browser = Browser()
+    with browser.visit(store) as session:
+        session["hits"] = 1
+    visit = Visit(browser, store)
+    visit.session["hits"] += 1
+    lossy.lose = lost
+    blind(lossy, visit)
+    visit.session["more"] = 1
+    visit.save()
+    assert Visit(browser, store).session.values == {"hits": 2, "more": 1}
+
+
+@LOST
+def test_a_first_insert_again_after_an_unknown_outcome(
+    lossy: Lossy, store: Store, lost: str
+) -> None:
+    """One row is made, and the cookie of it is sent."""
+    visit = Visit(Browser(), store)
+    visit.session["x"] = 1
+    lossy.lose = lost
+    blind(lossy, visit)
+    visit.session["x"] = 2
+    visit.save()
+    assert len(lossy.scan(None, 9)) == 1
+    assert Visit(visit.browser, store).session["x"] == 2
+
+
+@LOST
+def test_a_first_login_again_after_an_unknown_outcome(
+    lossy: Lossy, store: Store, lost: str
+) -> None:
+    """There is never a second session of the user that nobody has the cookie of."""
+    visit = Visit(Browser(), store)
+    visit.session.login("alice")
+    lossy.lose = lost
+    blind(lossy, visit)
+    if lost == "answer":
+        visit.save()
+        assert Visit(visit.browser, store).session.user_key == "alice"
+        assert len(store.sessions_of("alice")) == 1
+    else:
+        with pytest.raises(SessionGone):
+            visit.save()
+        assert store.sessions_of("alice") == []
+
+
+def test_saving_again_after_another_writer_came(lossy: Lossy, store: Store) -> None:
+    """When nobody can tell any more, a counter is still not counted twice."""
+    browser = Browser()
+    with browser.visit(store) as session:
+        session["hits"] = 1
+    visit = Visit(browser, store)
+    visit.session["hits"] += 1
+    blind(lossy, visit)
+    with copy(browser).visit(store) as session:
+        session["other"] = 1
+    with pytest.raises(BackendError) as caught:
+        visit.save()
+    assert caught.value.outcome_unknown
+    assert Visit(browser, store).session["hits"] == 2
+
+
+def test_an_insert_whose_answers_are_all_lost(lossy: Lossy, browser: Browser) -> None:
+    """Trying ends with the error that says so."""
+
+    def lost(*args: Any, **kwargs: Any) -> None:
+        raise BackendError("lost", outcome_unknown=True)
+
+    lossy.insert = lost  # type: ignore[method-assign]
+    visit = Visit(browser, Store(lossy, *KEYS, save_deadline=0.01))
+    visit.session["x"] = 1
+    with pytest.raises(BackendError, match="lost"):
+        visit.save()
+
+
+@LOST
+def test_a_touch_without_an_answer(lossy: Lossy, lost: str) -> None:
+    """Whenever the visit was stamped, the cookie is sent."""
+    store, browser = Store(lossy, *KEYS, touch_interval=0), Browser()
+    with browser.visit(store) as session:
+        session["x"] = 1
+    visit = Visit(browser, store)
+    lossy.lose = lost
+    assert "Set-Cookie" in visit.save()
+
+
+def test_a_message_is_not_added_again(lossy: Lossy, store: Store) -> None:
+    """One that was stored, shown and consumed before the look does not come back."""
+    browser = Browser()
+    with browser.visit(store) as session:
+        session["x"] = 1
+    visit = Visit(browser, store)
+    visit.session.add_flash("saved")
+    shown: list[Any] = []
+
+    def other() -> None:
+        with copy(browser).visit(store) as session:
+            shown.extend(session.flashes())
+
+    lossy.lose, lossy.meanwhile = "answer", other
+    with pytest.raises(BackendError):
+        visit.save()
+    assert shown == ["saved"]
+    assert Visit(browser, store).session.flashes() == []
+
+
+def test_a_hook_gets_no_data_when_the_answer_was_lost(lossy: Lossy, store: Store) -> None:
+    """The row of an emptied session is without its data, whatever was lost."""
+    rows: list[Any] = []
+    store.on_deletion(lambda row, reason: rows.append(row))
+    browser = Browser()
+    with browser.visit(store) as session:
+        session["x"] = 1
+    lossy.lose = "answer"
+    with browser.visit(store) as session:
+        session.clear()
+    assert [row.data for row in rows] == [b""]
+
+
+def test_two_requests_that_empty_a_session(lab: Lab, browser: Browser) -> None:
+    """The message is shown once; for the slower one the session is gone."""
+    store = lab.store()
+    with browser.visit(store) as session:
+        session.add_flash("hi")
+    visits = [Visit(copy(browser), store) for _ in range(2)]
+    shown = [visit.session.flashes() for visit in visits]
+    visits[0].save()
+    with pytest.raises(SessionGone):
+        visits[1].save()
+    assert shown == [["hi"], []]
+    assert lab.rows() == []
 
 
 def test_when_looking_fails_too(lossy: Lossy, store: Store) -> None:

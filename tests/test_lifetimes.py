@@ -132,7 +132,7 @@ def test_a_browser_session_cookie(lab: Lab, browser: Browser) -> None:
 
 
 def test_the_cookie_never_outlives_its_row(lab: Lab, browser: Browser) -> None:
-    """Max-Age is the smaller of max_age and what the row has left."""
+    """Max-Age is what the row has left: max_age and a touch interval, or less by its lifetime."""
     store = lab.store(lifetime=HOUR, touch_interval=0)
     visit = Visit(browser, store)
     visit.session["x"] = 1
@@ -140,6 +140,14 @@ def test_the_cookie_never_outlives_its_row(lab: Lab, browser: Browser) -> None:
     lab.pass_time(HOUR - 100)
     cookie = Visit(browser, store).save()["Set-Cookie"]
     assert 95 <= int(cookie.partition("Max-Age=")[2].partition(";")[0]) <= 100
+
+
+def test_the_cookie_lives_as_long_as_its_row(lab: Lab, browser: Browser) -> None:
+    """The touch interval does not cut idleness short in the browser, either."""
+    store = lab.store(options=Options(max_age=HOUR), touch_interval=60)
+    visit = Visit(browser, store)
+    visit.session["x"] = 1
+    assert "; Max-Age=3660;" in visit.save()["Set-Cookie"]
 
 
 def test_a_touch_changes_only_three_columns(lab: Lab, browser: Browser) -> None:

@@ -629,6 +629,23 @@ def test_a_borrowed_pool_that_is_opened_after_the_fork(
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_borrowed_pool_that_was_opened_later_does_not_cross_a_fork(
+    pg_lab: PostgresLab, browser: Browser
+) -> None:
+    """What counts is whether the pool was open at the fork, not whether the store had used it."""
+    pg_lab.store()
+    with psycopg_pool.ConnectionPool(pg_lab.dsn, min_size=1, open=False) as pool:
+        store = PGStore.from_pool(pool, *KEYS, db_schema=pg_lab.schema, schema="off")
+        pool.open()
+
+        def child() -> None:
+            with pytest.raises(ConfigurationError, match="post_fork"):
+                store.backend.load(b"x" * 16)
+
+        _in_child(child)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_the_cleaner_crosses_a_fork(pg_lab: PostgresLab) -> None:
     """It runs in the child, and stop_cleanup in the child returns."""
     store = pg_lab.store(options=Options(max_age=60))
@@ -743,6 +760,57 @@ def test_a_read_is_retried_on_a_fresh_connection(proxied: PGStore, proxy: FaultP
     assert Visit(browser, proxied).session["x"] == 1
 
 
+def test_many_idle_connections_that_the_server_ended(pg_lab: PostgresLab) -> None:
+    """However many died with a farewell, the next read and the next save get through."""
+    store, browser = pg_lab.store(pool_size=6), Browser()
+    with browser.visit(store) as session:
+        session["x"] = 0
+    pool = store.backend._pool  # type: ignore[attr-defined]
+    for number in range(1, 4):
+        wires = [pool.get() for _ in range(6)]
+        pids = [wire.connection.info.backend_pid for wire in wires]
+        for wire in wires:
+            pool.put(wire)
+        with psycopg.connect(pg_lab.dsn, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) pid", [pids]
+            )
+        with browser.visit(store) as session:
+            assert session["x"] == number - 1
+            session["x"] = number
+
+
+def test_an_interrupt_while_a_connection_is_taken(
+    pg_lab: PostgresLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool does not lose count of the connection."""
+    store = pg_lab.store(pool_size=1, pool_timeout=2.0)
+    store.backend.load(b"x" * 16)
+
+    def interrupted(connection: Any) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pgstore.backends.postgres_pool.is_alive", interrupted)
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                store.backend.load(b"x" * 16)
+    assert store.backend.load(b"x" * 16) is None
+
+
+def test_an_error_in_a_locked_block_is_not_replaced(proxied: PGStore, proxy: FaultProxy) -> None:
+    """A rollback that fails hides nothing: the transaction ends with its connection."""
+
+    def interrupted() -> None:
+        with proxied.backend.locked(b"x" * 16):
+            proxy.kill()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert proxied.backend.load(b"x" * 16) is None
+
+
 def test_a_silent_network(proxied: PGStore, proxy: FaultProxy) -> None:
     """The client's deadline holds, and the connection is not used again."""
     browser = Browser()
@@ -827,6 +895,35 @@ def test_prepared_statements_that_vanish(pg_lab: PostgresLab, browser: Browser) 
             with pool.connection() as connection:
                 connection.execute("DISCARD ALL")
         assert Visit(browser, store).session["x"] == 2
+
+
+def test_a_pool_that_discards_all(pg_lab: PostgresLab, browser: Browser) -> None:
+    """Sweeps and locks work on connections that are reset after each use."""
+
+    def reset(connection: psycopg.Connection[Any]) -> None:
+        connection.autocommit = True
+        connection.execute("DISCARD ALL")
+
+    with psycopg_pool.ConnectionPool(
+        pg_lab.dsn, min_size=1, max_size=1, reset=reset, open=True
+    ) as pool:
+        store = PGStore.from_pool(pool, *KEYS, db_schema=pg_lab.schema)
+        for _ in range(4):
+            assert store.delete_expired() == 0
+            with store.backend.locked(b"x" * 16) as backend:
+                assert backend.load(b"x" * 16) is None
+
+
+def test_pgoptions_are_kept(pg_lab: PostgresLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What libpq would have taken from the environment still counts."""
+    monkeypatch.setenv("PGOPTIONS", "-c work_mem=9MB")
+    pool = OwnPool(pg_lab.dsn, size=1, statement_timeout=2.5, pool_timeout=5)
+    wire = pool.get()
+    try:
+        assert wire.connection.execute("SHOW work_mem").fetchone() == ("9MB",)
+    finally:
+        pool.put(wire)
+        pool.close()
 
 
 def test_a_read_only_database(pg_lab: PostgresLab, browser: Browser) -> None:

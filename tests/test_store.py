@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from copy import copy
+from datetime import timedelta
 
 import pytest
 from werkzeug import Request, Response
@@ -90,7 +91,7 @@ def test_the_cookie(lab: Lab, browser: Browser) -> None:
     headers = visit.save()
     (cookie,) = headers.getlist("Set-Cookie")
     assert re.fullmatch(
-        r"sid=[\w-]{68}\.[\w-]{43}; Expires=\w{3}, [\w ]+ [\d:]{8} GMT; Max-Age=2592000; "
+        r"sid=[\w-]{68}\.[\w-]{43}; Expires=\w{3}, [\w ]+ [\d:]{8} GMT; Max-Age=2592300; "
         r"HttpOnly; Path=/; SameSite=Lax",
         cookie,
     )
@@ -145,9 +146,9 @@ def test_metadata_is_kept(lab: Lab, browser: Browser) -> None:
     """Free string metadata is stored beside the values, and keeps a session alive by itself."""
     store = lab.store()
     with browser.visit(store) as session:
-        session.meta["device"] = "Anna's phone – büro"
+        session.meta["device"] = "Anna's phone\t👩‍💻 – büro\n"
     with browser.visit(store) as session:
-        assert session.meta == {"device": "Anna's phone – büro"}
+        assert session.meta == {"device": "Anna's phone\t👩‍💻 – büro\n"}
         session.meta["device"] = "other"
     assert Visit(browser, store).session.meta == {"device": "other"}
 
@@ -270,7 +271,7 @@ def test_a_negative_max_age_deletes(lab: Lab, browser: Browser) -> None:
     session["y"] = 1
     environ, headers = browser.environ(), Headers()
     session.save(environ, headers)
-    assert "Max-Age=2592000" in headers["Set-Cookie"]
+    assert "Max-Age=2592300" in headers["Set-Cookie"]
 
 
 def test_deleting_what_is_gone_is_no_error(lab: Lab, browser: Browser) -> None:
@@ -284,6 +285,63 @@ def test_deleting_what_is_gone_is_no_error(lab: Lab, browser: Browser) -> None:
     with browser.visit(store) as session:
         session.delete()
     assert browser.cookies == {}
+
+
+def test_deleting_twice_clears_with_the_first_attributes(lab: Lab, browser: Browser) -> None:
+    """A session's own path is that of the cookie to clear, however often it is told to."""
+    store = lab.store()
+    visit = Visit(browser, store)
+    visit.session.options.path = "/app"
+    visit.session["x"] = 1
+    visit.save()
+    visit.session.delete()
+    visit.session.logout()
+    assert "; Path=/app;" in visit.save()["Set-Cookie"]
+    assert browser.cookies == {}
+
+
+def test_logging_in_after_a_delete_keeps_the_path(lab: Lab, browser: Browser) -> None:
+    """The new cookie takes the old one's place."""
+    visit = Visit(browser, lab.store())
+    visit.session.options.path = "/app"
+    visit.session["x"] = 1
+    visit.save()
+    visit.session.delete()
+    visit.session.login("alice")
+    assert "; Path=/app;" in visit.save()["Set-Cookie"]
+
+
+def test_a_session_of_metadata_only_that_is_emptied(lab: Lab, browser: Browser) -> None:
+    """Metadata is content: when it was all there was and it goes, the row goes."""
+    store = lab.store()
+    with browser.visit(store) as session:
+        session.meta["device"] = "phone"
+    with browser.visit(store) as session:
+        session.meta.clear()
+    assert lab.rows() == []
+
+
+def test_max_age_as_a_timedelta(lab: Lab, browser: Browser) -> None:
+    """A session's own max_age may be a timedelta."""
+    visit = Visit(browser, lab.store())
+    visit.session["x"] = 1
+    visit.session.options.max_age = timedelta(hours=1)  # type: ignore[assignment]
+    visit.save()
+    assert lab.row()["max_age"] == 3600
+
+
+def test_a_lowered_limit_spares_what_is_stored(lab: Lab, browser: Browser) -> None:
+    """A long session can be read, touched and resealed; only a change is held to the limit."""
+    with browser.visit(lab.store(*KEYS)) as session:
+        session["x"] = "y" * 200
+    store = lab.store(b"n" * 32, b"N" * 32, *KEYS, max_length=100)
+    with browser.visit(store) as session:
+        assert len(session["x"]) == 200
+    visit = Visit(browser, lab.store(b"n" * 32, b"N" * 32, max_length=100))
+    assert not visit.session.is_new
+    visit.session["more"] = 1
+    with pytest.raises(SessionTooLong):
+        visit.save()
 
 
 def test_saving_after_deleting_makes_a_new_session(lab: Lab, browser: Browser) -> None:
@@ -440,7 +498,7 @@ def test_max_age_per_session(lab: Lab, browser: Browser) -> None:
     assert visit.session.options.max_age == 60
     assert store.options.max_age == 2592000
     visit.session.options.max_age = 7200
-    assert "Max-Age=7200" in visit.save()["Set-Cookie"]
+    assert "Max-Age=7500" in visit.save()["Set-Cookie"]
     store.max_age(3600)
     assert Visit(browser, store).session.options.max_age == 7200
     assert Visit(Browser(), store).session.options.max_age == 3600
@@ -603,6 +661,8 @@ def test_your_own_codecs_and_sealers(browser: Browser) -> None:
         (KEYS, {"lifetime": "1h"}, "lifetime must be seconds"),
         (KEYS, {"touch_interval": 30, "idle_timeout": 60}, "less than half of the shortest"),
         (KEYS, {"codecs": []}, "at least one codec"),
+        (KEYS, {"save_deadline": -1}, "save_deadline must be 0 to 3600"),
+        (KEYS, {"save_deadline": float("inf")}, "save_deadline must be 0 to 3600"),
         (KEYS, {"table": "http.sessions"}, "schema goes into db_schema"),
     ],
 )

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from pgstore import ConfigurationError, MemoryStore, NotOwner, Options, SessionGone, Store
+from pgstore import (
+    BackendError,
+    ConfigurationError,
+    MemoryStore,
+    NotOwner,
+    Options,
+    SessionGone,
+    Store,
+)
 from pgstore.hooks import Hooks
 from support.stores import KEYS, Browser, Lab, MemoryLab, Visit
 
@@ -89,6 +97,25 @@ def test_revoking_as_an_owner(store: Store) -> None:
     assert user_of(store, alice) == "alice"
     assert store.revoke(handle, owner="alice") is True
     assert (user_of(store, alice), user_of(store, bob)) == (None, "bob")
+
+
+@pytest.mark.parametrize("owner", ["", "a\0b", "\ud800", 3, b"alice"])
+def test_owners_that_do_not_fit(store: Store, owner: Any) -> None:
+    """What is no user key owns nothing, and is the caller's mistake."""
+    handle = Visit(sign_in(store, "alice"), store).session.handle
+    with pytest.raises(ConfigurationError, match="user key"):
+        store.revoke(handle, owner=owner)
+
+
+def test_a_visitor_who_is_nobody_owns_nothing(store: Store) -> None:
+    """``owner=session.user_key`` of an anonymous session refuses every handle."""
+    alice, anonymous = sign_in(store, "alice"), Browser()
+    with anonymous.visit(store) as session:
+        session["x"] = 1
+    for browser in (alice, anonymous):
+        with pytest.raises(NotOwner):
+            store.revoke(Visit(browser, store).session.handle, owner=session.user_key)
+    assert user_of(store, alice) == "alice"
 
 
 def test_sign_out_everywhere(store: Store) -> None:
@@ -274,6 +301,52 @@ def test_unsubscribing_may_wait_for_a_call_under_way() -> None:
     waiting.join(10)
     assert left == [True]
     revoking.join(10)
+
+
+def test_two_callbacks_may_wait_for_their_own_end() -> None:
+    """Waiting inside one callback in two threads at once ends in both."""
+    store = MemoryStore(*KEYS)
+    barrier = threading.Barrier(2)
+
+    def callback(row: Any, reason: str) -> None:
+        barrier.wait(10)
+        unsubscribe(wait=True)
+
+    unsubscribe = store.on_deletion(callback)
+    threads = []
+    for user in ("alice", "bob"):
+        sign_in(store, user)
+        threads.append(threading.Thread(target=store.revoke_user, args=(user,), daemon=True))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_callback_may_stop_the_cleanup_that_called_it(lab: Lab) -> None:
+    """A callback for an expired session runs in the cleaner's thread, and may end it."""
+    store = lab.store()
+    ended = threading.Event()
+
+    def stop(row: Any, reason: str) -> None:
+        store.stop_cleanup(quit, done)
+        ended.set()
+
+    store.on_deletion(stop)
+    sign_in(store, "alice")
+    lab.pass_time(10**8)
+    quit, done = store.cleanup(interval=0.01)
+    assert ended.wait(10)
+    assert done.wait(10)
+
+
+def test_nothing_is_started_after_close() -> None:
+    """A cleanup on a closed store is an error, and no thread that fails for ever."""
+    store = MemoryStore(*KEYS)
+    store.close()
+    with pytest.raises(BackendError, match="closed"):
+        store.cleanup()
 
 
 def test_hooks_are_iterated_without_a_lock() -> None:

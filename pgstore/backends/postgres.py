@@ -7,6 +7,7 @@ trigger, so that the table may be distributed by ``key`` (Citus). Inside a calle
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import struct
@@ -19,7 +20,7 @@ from typing import Any
 from psycopg.pq.abc import PGresult
 
 from ..errors import BackendError, SchemaError
-from ..rows import Expiry, Loaded, PGSession, check_table
+from ..rows import Expiry, Loaded, PGSession, check_table, meta_of
 from ..sql import Schema
 from .postgres_pool import Pool
 from .postgres_wire import Lost, Refused, Statement, Wire
@@ -37,6 +38,7 @@ _INSUFFICIENT_PRIVILEGE = "42501"
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_LATEST = datetime.max.replace(tzinfo=UTC)
 
 _NOW = "statement_timestamp()"
 _LIVE = f"expires_on > {_NOW}"
@@ -197,7 +199,11 @@ class PostgresBackend:
         result = self._run(
             self._sql.touch, row.key, _int4(row.generation), seen, *_intervals(expiry)
         )
-        return _stamped(row, result)
+        if not result.ntuples:
+            return None
+        times = _times(result, 0, 0)
+        moved = {name: times[name] for name in ("seen_on", "expires_on", "gc_after")}
+        return replace(row, **moved)
 
     def delete(
         self,
@@ -323,13 +329,12 @@ class PostgresBackend:
         """Run one statement, and again when the first try can have done nothing."""
         encoded = [p.encode("utf-8") if isinstance(p, str) else p for p in parameters]
         for tries_left in reversed(range(_TRIES)):
-            first = tries_left == _TRIES - 1
             wire = self._pool.get()
             try:
                 return wire.execute(statement, encoded)
             except Lost as lost:
                 harmless = read or not lost.sent or self._in_transaction
-                if first and harmless and not lost.late and not self._in_transaction:
+                if tries_left and harmless and not lost.late and not self._in_transaction:
                     continue
                 raise BackendError(str(lost), outcome_unknown=not harmless) from lost
             except Refused as refused:
@@ -354,11 +359,17 @@ class PostgresBackend:
             # READ COMMITTED, whatever the role's default: a statement must see what was committed
             # before it.
             _control(wire, "BEGIN ISOLATION LEVEL READ COMMITTED")
+            inside = copy.copy(self)
+            # Nothing is prepared there: that a statement has vanished would only show by an error,
+            # and an error ends the transaction.
+            inside._pool = _Held(wire.unprepared())
             try:
-                yield PostgresBackend(_Held(wire), table=self._names[1], db_schema=self._names[0])
+                yield inside
             except BaseException:
-                if not wire.connection.closed:
+                try:
                     _control(wire, "ROLLBACK")
+                except BackendError:
+                    wire.connection.close()
                 raise
             _control(wire, "COMMIT", unknown=True)
         finally:
@@ -535,7 +546,7 @@ def _row(result: PGresult, index: int) -> PGSession:
         user_key=text(8),
         ip=text(9),
         user_agent=text(10),
-        meta=json.loads(meta[1:]) if meta else {},
+        meta=meta_of(meta[1:]) if meta else {},
         previous_hash=result.get_value(index, 12),
         successor=result.get_value(index, 13),
         **_times(result, index, 14),
@@ -551,7 +562,10 @@ def _times(result: PGresult, index: int, first: int) -> dict[str, Any]:
 
 
 def _time(value: bytes | None) -> datetime:
-    return _EPOCH + timedelta(microseconds=int.from_bytes(value or b"", "big", signed=True))
+    try:
+        return _EPOCH + timedelta(microseconds=int.from_bytes(value or b"", "big", signed=True))
+    except OverflowError:  # infinity, or a year that Python does not know: an operator's "never"
+        return _LATEST
 
 
 def _stamped(row: PGSession, result: PGresult) -> PGSession | None:

@@ -22,8 +22,10 @@ from .postgres_wire import Wire, is_alive
 
 __all__ = ["BorrowedPool", "OwnPool", "Pool"]
 
-# psycopg_pool tells a waiting thread nothing when connecting fails: look this often, in seconds.
+# psycopg_pool tells a waiting thread nothing when connecting fails: look this often, in seconds. A
+# thread that looks has left the queue, so it looks less often when there is a queue to wait in.
 _SLICE = 0.1
+_QUEUE_SLICE = 1.0
 
 _AnyConnection = psycopg.Connection[Any]
 _AnyPool = psycopg_pool.ConnectionPool[_AnyConnection]
@@ -84,12 +86,17 @@ class _Leases:
                 connection = pool.getconn(timeout=left)
             except psycopg_pool.PoolTimeout:
                 return None
-            if is_alive(connection):
-                try:
+            try:
+                if is_alive(connection):
                     return _fit(connection)
-                except PGStoreError:
-                    pool.putconn(connection)
-                    raise
+            except PGStoreError:
+                pool.putconn(connection)
+                raise
+            except BaseException:
+                # A greenlet's timeout, or Ctrl-C: the pool must not lose count of it.
+                connection.close()
+                pool.putconn(connection)
+                raise
             # One of many that died with the server: the pool makes another.
             connection.close()
             pool.putconn(connection)
@@ -135,8 +142,10 @@ class OwnPool:
         pool = self._pool or self._make()
         while True:
             left = deadline - time.monotonic()
+            full = pool.get_stats().get("pool_size", 0) >= self._size
+            piece = _QUEUE_SLICE if full else _SLICE
             try:
-                connection = self._leases.take(pool, min(left, _SLICE))
+                connection = self._leases.take(pool, min(left, piece))
             except psycopg_pool.PoolClosed as error:
                 raise BackendError("the store is closed") from error
             if connection is not None:
@@ -146,7 +155,7 @@ class OwnPool:
                 raise BackendError(
                     f"PostgreSQL cannot be reached: {_first_line(failure[1])}"
                 ) from failure[1]
-            if left <= _SLICE:
+            if left <= piece:
                 raise BackendError(
                     f"no connection became free within {self._leases.pool_timeout:g} s "
                     f"(pool_size={self._size})"
@@ -237,7 +246,8 @@ class BorrowedPool:
             )
         self._leases = _Leases(statement_timeout, pool_timeout, pooler)
         self._pool = pool
-        self._pid = 0 if pool.closed else os.getpid()
+        self._inherited = False
+        in_forked_child(self._after_fork)
 
     def __repr__(self) -> str:
         return f"<BorrowedPool {self._pool.name!r}>"
@@ -259,10 +269,12 @@ class BorrowedPool:
     def close(self) -> None:
         """Do nothing: the pool is the caller's."""
 
+    def _after_fork(self) -> None:
+        # One that was not open yet has no connections to share.
+        self._inherited = self._inherited or not self._pool.closed
+
     def _take(self, seconds: float) -> Wire:
-        if self._pid == 0:
-            self._pid = os.getpid()
-        elif self._pid != os.getpid():
+        if self._inherited:
             raise ConfigurationError(
                 "this pool was opened before a fork, and its connections belong to the parent "
                 "process: open it in the child (gunicorn's post_fork, uWSGI's postfork), or use "
@@ -317,7 +329,9 @@ def _complete(dsn: str, statement_timeout: float, pooler: str | None) -> str:
         # The client's deadline is what counts; this frees the server of a statement that nobody
         # waits for.
         limit = f"-c statement_timeout={int(statement_timeout * 1000)}"
-        wanted["options"] = f"{limit} {given['options']}" if given.get("options") else limit
+        # After ours, so that what the caller says counts; PGOPTIONS is what libpq would have used.
+        others = given.get("options") or os.environ.get("PGOPTIONS", "")
+        wanted["options"] = f"{limit} {others}".strip()
         given = {name: value for name, value in given.items() if name != "options"}
     return make_conninfo(**{**wanted, **given})
 

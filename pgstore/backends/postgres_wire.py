@@ -78,6 +78,12 @@ class Wire:
         self._prepared = prepared
         self._deadline = time.monotonic() + seconds
 
+    def unprepared(self) -> Wire:
+        """Return a wire on the same connection, with the same deadline, that prepares nothing."""
+        wire = Wire(self.connection, None, seconds=0)
+        wire._deadline = self._deadline
+        return wire
+
     def execute(self, statement: Statement, params: Sequence[bytes | None]) -> PGresult:
         """Run one statement, parameters and results in binary, and return its result.
 
@@ -185,13 +191,15 @@ def is_alive(connection: psycopg.Connection[Any]) -> bool:
         return False
     poll = select.poll()
     poll.register(pgconn.socket, select.POLLIN)
-    if not poll.poll(0):
-        return True
-    try:
-        pgconn.consume_input()  # a notice, a parameter's new value, or the end
-    except psycopg.Error:
-        return False
-    return pgconn.status == ConnStatus.OK
+    while poll.poll(0):
+        # A notice, or a farewell with the end of the stream behind it: read until nothing is left.
+        try:
+            pgconn.consume_input()
+        except psycopg.Error:
+            return False
+        if pgconn.status != ConnStatus.OK:
+            return False
+    return True
 
 
 def _reason(error: psycopg.Error) -> str:

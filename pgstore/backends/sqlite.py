@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ..errors import ConfigurationError, SchemaError
 from ..options import seconds
-from ..rows import Expiry, Loaded, PGSession, check_table, expiry_times
+from ..rows import Expiry, Loaded, PGSession, check_table, expiry_times, meta_of
 from ..sql import Schema
 from .sqlite_files import Busy, Connections, Database, Transaction
 
@@ -360,7 +360,7 @@ def _values(row: PGSession) -> dict[str, Any]:
 
 def _row(values: Sequence[Any]) -> PGSession:
     fields = dict(zip(_COLUMNS, values, strict=True))
-    fields["meta"] = json.loads(fields["meta"]) if fields["meta"] else {}
+    fields["meta"] = meta_of(fields["meta"]) if fields["meta"] else {}
     for name in _TIMES:
         if fields[name] is not None:
             fields[name] = _time(fields[name])
@@ -376,7 +376,10 @@ def _with_times(row: PGSession, names: Sequence[str], values: Sequence[int | Non
 
 
 def _time(micros: int) -> datetime:
-    return _UNIX_EPOCH + micros * _MICROSECOND
+    try:
+        return _UNIX_EPOCH + micros * _MICROSECOND
+    except OverflowError:  # a year that Python does not know: an operator's "never"
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _micros(time: datetime | None) -> int | None:

@@ -198,6 +198,7 @@ def write(member: Member) -> Written:
         visit.session["hits"] += 1
         visit.session["last"] = member.number, turn
         visit.save()
+        assert visit.session["last"] == (member.number, turn), "the later save wins"
         traces.append(member.trace())
     assert visit.session._base
     modified_on = visit.session._base.row.modified_on
@@ -207,13 +208,14 @@ def write(member: Member) -> Written:
 
 @dataclass(frozen=True)
 class Shown:
-    """One request that took messages: what it took, and when it began and was saved (monotonic,
-    which is one clock for the processes of a machine).
+    """One request that took messages: the list that it was given, as it was after the save; when
+    that was (monotonic, one clock for all processes of a machine); and how many messages the list
+    held before the save.
     """
 
     messages: list[Any]
-    began: float
     saved: float
+    in_hand: int
 
 
 def flash(member: Member) -> list[Shown]:
@@ -236,10 +238,10 @@ def flash_in_turn(member: Member) -> list[Shown]:
 
 
 def _show(member: Member, *, add: Any = None) -> Shown:
-    began = time.monotonic()
     visit = member.visit()
     messages = visit.session.flashes()
+    in_hand = len(messages)
     if add is not None:
         visit.session.add_flash(add)
     visit.save()
-    return Shown(messages, began, time.monotonic())
+    return Shown(messages, time.monotonic(), in_hand)
