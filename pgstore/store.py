@@ -227,7 +227,9 @@ class Store:
         other requests are kept, key by key. May be called again in the same request.
 
         Raises `SessionGone` when the session ended meanwhile (the response may go out as it is),
-        and, with nothing written, `SerializationError`, `SessionTooLong` or `ConfigurationError`;
+        and, with nothing written, `SerializationError`, `SessionTooLong`, `ConfigurationError`,
+        `UnknownTypeError` or `RowError` for stored data that this process cannot read or merge
+        with (`Session.clear` saves over it), and what a merge function raises;
         `ConflictError` when other writers were faster for all of ``save_deadline``; `BackendError`
         when the storage fails, with ``outcome_unknown`` when the write may have been stored.
         """
@@ -304,8 +306,8 @@ class Store:
     def on_deletion(self, callback: DeletionCallback) -> Unsubscribe:
         """Call ``callback(row, reason)`` for every session that this process ends.
 
-        The reason is ``"deleted"`` (logout, or emptied), ``"revoked"``, ``"expired"`` (swept),
-        ``"replayed"`` or ``"evicted"``. Called at most once per row, after the commit, in the
+        The reason is ``"deleted"`` (logout, or emptied), ``"revoked"``, ``"expired"`` (swept) or
+        ``"replayed"``. Called at most once per row, after the commit, in the
         thread that deleted, with no lock held; the row is without its ``data``. One that raises is
         logged. Returns a function that unsubscribes; its ``wait=True`` waits for calls under way
         (sessionup's ``OnDeletion``).
@@ -353,10 +355,10 @@ class Store:
     def reseal(self, *, check: bool = False, batch: int = 500) -> Mapping[str, int]:
         """Rewrite the rows that were sealed with an old key pair, so that it can be dropped.
 
-        With ``check`` nothing is written. Returns counts: ``current`` rows need nothing, ``old``
-        ones need (or needed) an old pair, ``refused`` ones open with no key at all and are left
-        alone. Browsers' cookies are signed anew at each session's next save: keep an old pair for
-        ``max_age`` after a rotation.
+        It reads ``batch`` rows at a time. With ``check`` nothing is written. Returns counts:
+        ``current`` rows need nothing, ``old`` ones need (or needed) an old pair, ``refused`` ones
+        open with no key at all and are left alone. Browsers' cookies are signed anew at each
+        session's next save: keep an old pair for ``max_age`` after a rotation.
         """
         counts = {"current": 0, "old": 0, "refused": 0}
         after: bytes | None = None

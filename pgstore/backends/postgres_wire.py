@@ -62,10 +62,10 @@ class Wire:
 
     ``prepared`` holds the names of the statements that the connection has on the server, and is
     added to. It is None for poolers, which give the server's side to another client after each
-    transaction: nothing is prepared then. ``seconds`` bounds all that is run.
+    transaction: nothing is prepared then. ``seconds`` bounds each statement.
     """
 
-    __slots__ = ("_deadline", "_prepared", "connection")
+    __slots__ = ("_deadline", "_prepared", "_seconds", "connection")
 
     def __init__(
         self,
@@ -76,13 +76,12 @@ class Wire:
     ) -> None:
         self.connection = connection
         self._prepared = prepared
-        self._deadline = time.monotonic() + seconds
+        self._seconds = seconds
+        self._deadline = 0.0
 
     def unprepared(self) -> Wire:
-        """Return a wire on the same connection, with the same deadline, that prepares nothing."""
-        wire = Wire(self.connection, None, seconds=0)
-        wire._deadline = self._deadline
-        return wire
+        """Return a wire on the same connection that prepares nothing."""
+        return Wire(self.connection, None, seconds=self._seconds)
 
     def execute(self, statement: Statement, params: Sequence[bytes | None]) -> PGresult:
         """Run one statement, parameters and results in binary, and return its result.
@@ -91,6 +90,7 @@ class Wire:
         that passed. Whatever interrupts the exchange, a KeyboardInterrupt or a greenlet's timeout
         too, closes the connection: the next user must not read this one's answer.
         """
+        self._deadline = time.monotonic() + self._seconds
         pgconn = self.connection.pgconn
         formats = [1] * len(params)
         prepared = self._prepared
@@ -117,6 +117,7 @@ class Wire:
 
     def script(self, text: str) -> None:
         """Run statements without parameters in one round trip."""
+        self._deadline = time.monotonic() + self._seconds
         self._exchange(self.connection.pgconn.send_query, text.encode("utf-8"))
 
     def _prepare(self, statement: Statement, prepared: set[bytes]) -> None:

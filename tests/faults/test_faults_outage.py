@@ -79,8 +79,8 @@ def test_killed_under_load(
 @pytest.mark.parametrize("how", ["fast", "immediate"])
 def test_restarted_between_requests(server: PostgresServer, how: Any) -> None:
     """After a restart every idle connection is dead, and no request is to notice."""
-    with PGStore(server.dsn, *KEYS, pool_size=4) as store:
-        browser = fill_pool(store, 4)
+    with PGStore(server.dsn, *KEYS, pool_size=8) as store:
+        browser = fill_pool(store, 8)
         server.restart(how)
         assert Visit(browser, store).session["x"] == 1
         visit = Visit(browser, store)
@@ -95,9 +95,9 @@ def test_restarted_between_requests(server: PostgresServer, how: Any) -> None:
 
 def test_connections_ended_by_an_administrator(pg_lab: PostgresLab) -> None:
     """Idle connections that are terminated, all at once, are replaced without an error."""
-    store = pg_lab.store(pool_size=4)
+    store = pg_lab.store(pool_size=8)
     assert isinstance(store, PGStore)
-    browser = fill_pool(store, 4)
+    browser = fill_pool(store, 8)
     for number in range(3):
         with psycopg.connect(pg_lab.dsn, autocommit=True) as connection:
             ended = connection.execute(

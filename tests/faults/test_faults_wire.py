@@ -196,11 +196,11 @@ def test_a_connection_that_is_reset_while_it_rests(
     make: Callable[..., PGStore], proxy: HoldingProxy
 ) -> None:
     """All connections of the pool are reset at once: no request notices, reads or writes."""
-    store = make(pool_size=4)
-    browsers = [Browser() for _ in range(4)]
+    store = make(pool_size=8)
+    browsers = [Browser() for _ in range(8)]
     for number in range(3):
-        with ThreadPoolExecutor(4) as threads:
-            assert list(threads.map(lambda each: count(store, each), browsers)) == [number] * 4
+        with ThreadPoolExecutor(8) as threads:
+            assert list(threads.map(lambda each: count(store, each), browsers)) == [number] * 8
         proxy.kill()
 
 
