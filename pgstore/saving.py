@@ -38,7 +38,8 @@ class Saving:
         self._hooks = hooks
         self._client = (ip, agent)
         self._sent: plan.Write | None = None
-        self._error: BackendError | None = None
+        # Set while the write under way may have been done by an earlier try.
+        self._unsure: BackendError | None = None
 
     def run(self, seconds: float) -> bool:
         """Write what there is to write. Tells whether the browser's cookie is to be sent again."""
@@ -55,8 +56,8 @@ class Saving:
                     self._hooks.fire([row], "deleted")
                 return send or plan.sends_cookie(write)
             if time.monotonic() > deadline:
-                if self._error is not None:
-                    raise self._error
+                if self._unsure is not None:
+                    raise self._unsure
                 raise ConflictError(
                     f"other writers of session {self._session.handle} were faster for "
                     f"{seconds:g} s; nothing was written"
@@ -97,9 +98,12 @@ class Saving:
         except BackendError as error:
             if not error.outcome_unknown:
                 raise
-            self._error = error
+            self._unsure = error
             return self._look(error)
-        return (write, row) if row is not None else self._overtaken(write)
+        if row is not None:
+            return write, row
+        # It found no such row. Was it a write sent again, the first one may have arrived after all.
+        return self._overtaken(write) if self._unsure is None else self._look(self._unsure)
 
     def _decide(self) -> plan.Write | None:
         return plan.decide(self._rules, self._session, *self._client)
@@ -187,5 +191,6 @@ class Saving:
                     return write, loaded.row
             case plan.Delete(row) if loaded is None:
                 return write, replace(row, data=b"")
+        self._unsure = None
         plan.rebase(self._rules, self._session, loaded)
         return self._decide(), None

@@ -69,13 +69,13 @@ class _Leases:
         self.statement_timeout = statement_timeout
         self.pool_timeout = pool_timeout
         self.pooler = pooler
-        # By connection: the names of the statements that are prepared there.
-        self._prepared: WeakKeyDictionary[_AnyConnection, set[bytes]] = WeakKeyDictionary()
+        # By connection: which statements are prepared there, and under which names.
+        self._prepared: WeakKeyDictionary[_AnyConnection, dict[bytes, bytes]] = WeakKeyDictionary()
 
     def wire(self, connection: _AnyConnection, seconds: float) -> Wire:
         prepared = self._prepared.get(connection)
         if prepared is None:
-            prepared = self._prepared[connection] = set()
+            prepared = self._prepared[connection] = {}
         return Wire(connection, None if self.pooler else prepared, seconds=seconds)
 
     def take(self, pool: _AnyPool, timeout: float) -> _AnyConnection | None:

@@ -60,9 +60,9 @@ class Statement:
 class Wire:
     """A connection for as long as it is ours. Not for several threads at once.
 
-    ``prepared`` holds the names of the statements that the connection has on the server, and is
-    added to. It is None for poolers, which give the server's side to another client after each
-    transaction: nothing is prepared then. ``seconds`` bounds each statement.
+    ``prepared`` says under which names the connection has statements on the server, by the names
+    that they should have, and is added to. It is None for poolers, which give the server's side to
+    another client after each transaction: nothing is prepared then. ``seconds`` bounds each statement.
     """
 
     __slots__ = ("_deadline", "_prepared", "_seconds", "connection")
@@ -70,7 +70,7 @@ class Wire:
     def __init__(
         self,
         connection: psycopg.Connection[Any],
-        prepared: set[bytes] | None,
+        prepared: dict[bytes, bytes] | None,
         *,
         seconds: float,
     ) -> None:
@@ -98,37 +98,36 @@ class Wire:
             return self._exchange(
                 pgconn.send_query_params, statement.text, params, None, formats, 1
             )
-        name = statement.name
-        if name not in prepared:
-            self._prepare(statement, prepared)
+        name = prepared.get(statement.name)
+        if name is None:
+            name = self._prepare(statement, statement.name, prepared)
         try:
             return self._exchange(pgconn.send_query_prepared, name, params, formats, 1)
         except Refused as refused:
             if refused.sqlstate == _NO_SUCH_STATEMENT:  # DISCARD ALL
                 prepared.clear()
-                self._prepare(statement, prepared)
-                return self._exchange(pgconn.send_query_prepared, name, params, formats, 1)
-            if refused.sqlstate == _FEATURE_NOT_SUPPORTED and "cached plan" in str(refused):
-                # The table was migrated. The statement did nothing, and a new connection plans it
-                # anew.
-                self.connection.close()
-                raise Lost("a migration has changed the table", sent=False) from refused
-            raise
+                name = self._prepare(statement, statement.name, prepared)
+            elif refused.sqlstate == _FEATURE_NOT_SUPPORTED and "cached plan" in str(refused):
+                # A migration has changed the table: plan it anew, under another name.
+                name = self._prepare(statement, name + b"_", prepared)
+            else:
+                raise
+        return self._exchange(pgconn.send_query_prepared, name, params, formats, 1)
 
     def script(self, text: str) -> None:
         """Run statements without parameters in one round trip."""
         self._deadline = time.monotonic() + self._seconds
         self._exchange(self.connection.pgconn.send_query, text.encode("utf-8"))
 
-    def _prepare(self, statement: Statement, prepared: set[bytes]) -> None:
+    def _prepare(self, statement: Statement, name: bytes, prepared: dict[bytes, bytes]) -> bytes:
+        send = self.connection.pgconn.send_prepare
         try:
-            self._exchange(
-                self.connection.pgconn.send_prepare, statement.name, statement.text, sent=False
-            )
+            self._exchange(send, name, statement.text, sent=False)
         except Refused as refused:
             if refused.sqlstate != _STATEMENT_EXISTS:
                 raise
-        prepared.add(statement.name)
+        prepared[statement.name] = name
+        return name
 
     def _exchange(self, send: Any, *arguments: Any, sent: bool = True) -> PGresult:
         pgconn = self.connection.pgconn

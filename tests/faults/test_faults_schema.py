@@ -77,6 +77,18 @@ def test_a_migration_between_requests(
     assert Visit(browser, store).session["x"] == 7
 
 
+def test_a_migration_before_a_transaction(store: PGStore, pg_lab: PostgresLab) -> None:
+    """What was planned before a migration ends no transaction after it."""
+    prepare_everywhere(store)
+    (row,) = store.backend.scan(None, 1)
+    pg_lab.execute(MIGRATIONS[0])
+    for _ in range(8):
+        with store.backend.locked(row.key) as backend:
+            loaded = backend.load(row.key)
+        assert loaded is not None and loaded.row == row
+    assert store.delete_expired() == 0
+
+
 def test_migrations_under_load(store: PGStore, pg_lab: PostgresLab) -> None:
     """Columns come, go and change their types while eight connections are busy: no request fails,
     and no save is lost or done twice.

@@ -22,6 +22,7 @@ import pytest
 from pgstore import BackendError, PGStore, SessionGone, merge
 from pgstore.backends.postgres_pool import OwnPool
 from pgstore.embedded import PostgresServer
+from pgstore.errors import RowError
 from pgstore.rows import Loaded
 from support.holding_proxy import HoldingProxy
 from support.stores import KEYS, Browser, PostgresLab, Visit
@@ -511,6 +512,23 @@ def test_an_interrupted_connection_is_closed(
         with pytest.raises(interrupt):
             Visit(known, store)
     assert returned == [True]
+
+
+def test_an_answer_that_is_anothers(
+    store: PGStore, known: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should a connection answer for another statement all the same, its row is handed to nobody."""
+    load = store.backend.load
+    other = Browser()
+    with other.visit(store) as session:
+        session["x"] = "another's"
+    key = selector(session)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.backend, "load", lambda _: load(key))
+        session = Visit(known, store).session
+    assert isinstance(session.error, RowError)
+    assert session.values == {}
+    assert Visit(known, store).session["x"] == 1
 
 
 # -- a pool that is exhausted
