@@ -62,7 +62,8 @@ class Wire:
 
     ``prepared`` says under which names the connection has statements on the server, by the names
     that they should have, and is added to. It is None for poolers, which give the server's side to
-    another client after each transaction: nothing is prepared then. ``seconds`` bounds each statement.
+    another client after each transaction: nothing is prepared then. ``seconds`` bounds each
+    statement.
     """
 
     __slots__ = ("_deadline", "_prepared", "_seconds", "connection")

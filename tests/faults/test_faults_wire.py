@@ -517,7 +517,7 @@ def test_an_interrupted_connection_is_closed(
 def test_an_answer_that_is_anothers(
     store: PGStore, known: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Should a connection answer for another statement all the same, its row is handed to nobody."""
+    """Should a connection answer for another statement all the same, nobody gets its row."""
     load = store.backend.load
     other = Browser()
     with other.visit(store) as session:
