@@ -102,7 +102,7 @@ def _schema_print(args: argparse.Namespace) -> int:
 
 def _schema_grants(args: argparse.Namespace) -> int:
     if not args.role:
-        raise ConfigurationError("--role NAME: whose rights are they?")
+        raise ConfigurationError("grants needs --role NAME, the application's role")
     if args.db_schema is not None:
         check_table(args.db_schema, what="schema", longest=63)
     role = check_table(args.role, what="role", longest=63)
@@ -153,7 +153,8 @@ def _demo(args: argparse.Namespace) -> int:
 def _dsn(args: argparse.Namespace) -> str:
     dsn: str = args.dsn or os.environ.get("PGSTORE_DSN", "")
     if not dsn:
-        raise ConfigurationError("no database: set PGSTORE_DSN to its URL, or give --dsn")
+        other = ", or --engine postgres|sqlite" if getattr(args, "action", "") == "print" else ""
+        raise ConfigurationError(f"no database: set PGSTORE_DSN to its URL, or give --dsn{other}")
     return dsn
 
 
@@ -228,8 +229,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("keygen", _keygen, "print a new key pair, as PGSTORE_KEYS holds it")
     sub.add_argument("--no-block", action="store_true", help="sign only, encrypt nothing")
 
-    sub = command("schema", _schema, "create, migrate, check or print the sessions' table")
-    sub.add_argument("action", choices=["apply", "check", "print", "grants"])
+    sub = command("schema", _schema, "make, check or print the sessions' table, and its rights")
+    sub.add_argument(
+        "action",
+        choices=["apply", "check", "print", "grants"],
+        help="make or migrate the table; check it; print its SQL; print a role's GRANTs",
+    )
     sub.add_argument("--role", metavar="NAME", help="the application's role, for 'grants'")
     _add_table(sub)
     sub.add_argument(
@@ -282,7 +287,6 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise ValueError
-    return port
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)

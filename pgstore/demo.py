@@ -19,7 +19,7 @@ from werkzeug.utils import redirect
 
 from . import merge
 from .demo_page import COUNTER, SECURITY_HEADERS, problem, session_page
-from .embedded import PostgresServer, find_binaries
+from .embedded import PostgresServer, UnreachableError, find_binaries
 from .errors import BackendError, ConfigurationError, SessionGone, SessionTooLong
 from .ids import generate_random_key, key_of
 from .session import Registry, Session
@@ -226,11 +226,21 @@ def _database(url: str | None, data: Path) -> Iterator[tuple[str, str]]:
         name = {"postgres": "PostgreSQL", "sqlite": "SQLite"}[engine_of(url)]
         yield url, f"{name}, a database of yours"
     elif find_binaries():
-        with PostgresServer(data / "postgres") as server:
+        server = PostgresServer(data / "postgres")
+        try:
+            server.start()
+        except UnreachableError as error:
+            yield _sqlite(data, str(error))
+            return
+        with server:
             yield server.dsn, f"PostgreSQL {server.version} in {data}"
     else:
-        path = (data / "sessions.db").resolve()
-        yield f"sqlite:///{quote(str(path))}", f"SQLite in {data} (no PostgreSQL found)"
+        yield _sqlite(data, "no PostgreSQL found")
+
+
+def _sqlite(data: Path, why: str) -> tuple[str, str]:
+    path = (data / "sessions.db").resolve()
+    return f"sqlite:///{quote(str(path))}", f"SQLite in {data} ({why})"
 
 
 def _keys_in(data: Path) -> list[bytes | None]:

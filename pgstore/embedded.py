@@ -1,8 +1,8 @@
 """Run real PostgreSQL binaries as a private server of this process.
 
-For tests, demos and fault experiments, not for production: the server listens on 127.0.0.1 only and
-trusts whoever connects to it. Linux and macOS; the account may be root, to whom PostgreSQL itself
-refuses to start.
+For tests, demos and fault experiments, not for production: the server listens on 127.0.0.1 only.
+Its superuser has a password, kept beside the data, unless it is told to trust everybody there.
+Linux and macOS; the account may be root, to whom PostgreSQL itself refuses to start.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import pwd
 import random
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -27,7 +28,7 @@ from typing import IO, Any, Literal, Self
 
 from .errors import BackendError, ConfigurationError
 
-__all__ = ["PostgresServer", "find_binaries", "newest", "temporary"]
+__all__ = ["PostgresServer", "UnreachableError", "find_binaries", "newest", "temporary"]
 
 _SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _NAMESPACE = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
@@ -45,6 +46,10 @@ _SHM = Path("/dev/shm")  # noqa: S108 (mkdtemp makes the folder there)
 _SHM_WANTED = 2 * 1024**3
 
 
+class UnreachableError(ConfigurationError):
+    """The account that PostgreSQL has to run as cannot reach the folder that it was given."""
+
+
 class PostgresServer:
     """Run one PostgreSQL server on a data folder.
 
@@ -52,7 +57,9 @@ class PostgresServer:
     removed: what was written is there after the next start. `bin_dir` holds `postgres` and
     `initdb`; without it, the binaries that made the folder are looked for, else the newest. `port`
     is on 127.0.0.1; without it, a free one is chosen by the first start and kept from then on.
-    `settings` go on the server's command line and win over the folder's `postgresql.conf`.
+    `settings` go on the server's command line and win over the folder's `postgresql.conf`. A folder
+    that is made with `trust` lets in every account of this machine, as a superuser; otherwise a
+    random password is made with it, which is part of `dsn`.
 
     The server is in a session of its own, so that Ctrl-C in the terminal reaches the owner of this
     object and not the server. It lives until `stop()`: the owner sees to that, or uses the object
@@ -68,12 +75,15 @@ class PostgresServer:
         bin_dir: Path | None = None,
         port: int | None = None,
         settings: Mapping[str, str | int] | None = None,
+        trust: bool = False,
     ) -> None:
         self.data_dir = Path(data_dir).resolve()
         self.log_path = self.data_dir / "server.log"
         self.bin_dir, self.version = _binaries_for(self.data_dir, bin_dir)
         self._port = port
         self._settings = dict(settings or {})
+        self._trust = trust
+        self._password_path = self.data_dir / "superuser.password"
         self._process: subprocess.Popen[bytes] | None = None
         self._copy: tempfile.TemporaryDirectory[str] | None = None
 
@@ -87,6 +97,9 @@ class PostgresServer:
         """Return the connection URL of the superuser on the database `postgres`."""
         if self._port is None:
             raise ConfigurationError("the server has no port yet: start() chooses it")
+        with suppress(FileNotFoundError):
+            password = self._password_path.read_text("ascii")
+            return f"postgresql://postgres:{password}@127.0.0.1:{self._port}/postgres"
         return f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
 
     @property
@@ -198,7 +211,20 @@ class PostgresServer:
         staging = Path(tempfile.mkdtemp(prefix=f".{self.data_dir.name}-", dir=parent))
         try:
             account.own(staging)
-            flags = ["-D", str(staging), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+            if not account.reaches(staging):
+                raise UnreachableError(
+                    f"PostgreSQL runs as the account nobody here, which may not enter {parent}"
+                )
+            flags = ["-D", str(staging), "-U", "postgres", "-E", "UTF8"]
+            password = secrets.token_urlsafe(24)
+            secret = staging.with_name(f"{staging.name}.password")
+            if self._trust:
+                flags += ["-A", "trust"]
+            else:
+                secret.touch(0o600)
+                secret.write_text(password, "ascii")
+                account.own(secret)
+                flags += ["-A", "scram-sha-256", "--pwfile", str(secret)]
             if self._settings.get("fsync") == "off":
                 flags.append("--no-sync")
             done = account.run("initdb", *flags, "--locale=C.UTF-8")
@@ -206,9 +232,12 @@ class PostgresServer:
                 done = account.run("initdb", *flags, "--locale=C")
             if done.returncode:
                 raise BackendError(f"initdb failed:\n{done.stdout}{done.stderr}")
+            if not self._trust:
+                secret.rename(staging / self._password_path.name)
             staging.rename(self.data_dir)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+            staging.with_name(f"{staging.name}.password").unlink(missing_ok=True)
 
     def _claim(self) -> None:
         """Raise `ConfigurationError` when a live server has the folder; clear a misleading lock."""
@@ -278,12 +307,16 @@ def temporary(
 
     The folder is in memory where that is possible, and nothing waits for a disk: commits outlive a
     `kill()`, though not the machine. `durable` puts it on disk with PostgreSQL's own defaults.
+    Every account of this machine may connect to it as a superuser: for tests.
     """
     in_memory = not durable and _room_in_shm()
     data_dir = Path(tempfile.mkdtemp(prefix="pgstore-", dir=_SHM if in_memory else None))
     try:
         defaults: dict[str, str | int] = {} if durable else {**_THROW_AWAY}
-        with PostgresServer(data_dir, bin_dir=bin_dir, settings={**defaults, **settings}) as server:
+        server = PostgresServer(
+            data_dir, bin_dir=bin_dir, settings={**defaults, **settings}, trust=True
+        )
+        with server:
             yield server
     finally:
         shutil.rmtree(data_dir, ignore_errors=True)
@@ -361,6 +394,14 @@ class _Account:
         except OSError:
             return False
 
+    def reaches(self, folder: Path) -> bool:
+        """Tell whether the account may work in a folder that it owns."""
+        if self.uid is None:
+            return True
+        return (
+            subprocess.run(["test", "-x", str(folder)], check=False, **self._how()).returncode == 0
+        )
+
     def own(self, path: Path) -> None:
         if self.uid is not None and self.gid is not None:
             os.chown(path, self.uid, self.gid)
@@ -412,6 +453,8 @@ def _copy_binaries(bin_dir: Path, target: Path) -> Path:
     shutil.copytree(install, target / package.name / install.name, symlinks=True)
     if libs.is_dir():
         shutil.copytree(libs, target / libs.name, symlinks=True)
+    for folder in (target / package.name, target / package.name / install.name):
+        folder.chmod(0o755)  # it may have been made in a private one
     return target / package.name / install.name / bin_dir.name
 
 
@@ -451,8 +494,14 @@ def _postgres_in(data_dir: Path) -> list[int]:
     found = []
     for entry in _PROC.glob("[0-9]*"):
         with suppress(OSError):
-            here = (entry / "cwd").readlink() == data_dir
-            if here and (entry / "comm").read_text() == "postgres\n":
+            if (entry / "comm").read_text() != "postgres\n":
+                continue
+            try:
+                here = (entry / "cwd").readlink() == data_dir
+            except PermissionError:
+                # In a container root may not look: its command line says as much of a postmaster.
+                here = os.fsencode(data_dir) in (entry / "cmdline").read_bytes().split(b"\0")
+            if here:
                 found.append(int(entry.name))
     return found
 

@@ -79,11 +79,7 @@ class Saving:
             # Stored and revoked, or never stored: as in `_look`.
             if write.row.user_key is not None:
                 raise SessionGone(write.row.handle)
-        elif (
-            loaded is not None
-            and loaded.row.version != write.version
-            and not plan.mergeable(self._rules, self._session, write)
-        ):
+        elif not self._may_repeat(write, loaded):
             raise BackendError(
                 "another writer came after a write whose answer was lost", outcome_unknown=True
             )
@@ -132,6 +128,17 @@ class Saving:
                 return loaded is not None and loaded.row.version == row.version
         return False
 
+    def _may_repeat(self, write: plan.Write, loaded: Loaded | None) -> bool:
+        """Tell whether a write that may have been done can be applied to what is there now.
+
+        When another writer came after it, or instead of it, plain keys can be set twice, but a
+        counter must not count twice.
+        """
+        if not isinstance(write, plan.Update) or loaded is None:
+            return True
+        same = loaded.row.version == write.version
+        return same or plan.mergeable(self._rules, self._session, write)
+
     def _send_locked(self, write: plan.Write) -> _Outcome:
         """Load and write under the row's lock, so that nobody can be faster."""
         key = self._session._id.selector
@@ -139,6 +146,8 @@ class Saving:
             loaded = backend.load(key)
             if self._is_ours(loaded):
                 return write, loaded.row
+            if self._unsure is not None and not self._may_repeat(write, loaded):
+                raise self._unsure
             plan.rebase(self._rules, self._session, loaded)
             again = self._decide()
             return again, None if again is None else self._send(backend, again)
@@ -180,9 +189,7 @@ class Saving:
                 # seen to be ours.
                 if loaded.row.version == version:
                     return write, None
-                # Another writer came after it, or instead of it. Plain keys can be set twice, but a
-                # counter must not count twice.
-                if not plan.mergeable(self._rules, self._session, write):
+                if not self._may_repeat(write, loaded):
                     raise error
             case plan.Touch(row) if loaded is not None:
                 # Stamped by us, or by another request: at the worst the cookie goes out twice.

@@ -426,7 +426,14 @@ class Watched(sqlite3.Connection):
         os.write(1, b"parent's " if os.getpid() == parent else b"child's ")
 
 plain = sqlite3.connect
-sqlite3.connect = lambda *args, **kwargs: plain(*args, factory=Watched, **kwargs)
+
+def connect(name, *args, **kwargs):
+    # Not those of a tool that watches this process.
+    if "sessions.db" in os.fspath(name):
+        kwargs["factory"] = Watched
+    return plain(name, *args, **kwargs)
+
+sqlite3.connect = connect
 parent = os.getpid()
 from pgstore.backends.sqlite import SQLiteBackend
 backend = SQLiteBackend(sys.argv[1])

@@ -507,3 +507,14 @@ def test_a_folder_that_cannot_be_used_is_said(
         assert (out, err.count("\n")) == ("", 1)
         assert message in err
         assert "sesame" not in err
+
+
+def test_where_postgresql_cannot_run_the_demo_runs_on_sqlite(tmp_path: Path) -> None:
+    """It says why, and works."""
+    unreachable = "import pgstore.embedded as e; e._Account.reaches = lambda self, folder: False"
+    with demo("--data", str(tmp_path), code=unreachable) as site:
+        assert " on SQLite " in site.announced
+        assert "may not enter" in site.announced
+        site.request("POST", "/count")
+        assert counter(site.request("GET", "/")) == 1
+        assert site.stop(signal.SIGINT) == (0, "", "")

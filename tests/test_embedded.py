@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,13 @@ import psycopg
 import pytest
 
 from pgstore import embedded
-from pgstore.embedded import PostgresServer, find_binaries, newest, temporary
+from pgstore.embedded import (
+    PostgresServer,
+    UnreachableError,
+    find_binaries,
+    newest,
+    temporary,
+)
 from pgstore.errors import BackendError, ConfigurationError
 from support.postgres import NEWEST, binaries, postgres_versions
 
@@ -309,3 +316,48 @@ def test_binaries_out_of_nobodys_reach_are_copied(
         copy = server._copy
         assert copy is not None
     assert not Path(copy.name).exists()
+
+
+# -- who may connect ---------------------------------------------------------------------------------
+
+
+def test_a_server_that_keeps_its_data_has_a_password(tmp_path: Path) -> None:
+    """Another account of this machine cannot connect; the password outlives a restart."""
+    data_dir = tmp_path / "cluster"
+    for run in range(2):
+        with PostgresServer(data_dir, bin_dir=binaries(NEWEST)) as server:
+            assert query(server, "SELECT 1") == "1"
+            assert server.port is not None
+            for password in ("", "guessed"):
+                with pytest.raises(psycopg.OperationalError, match="password"):
+                    psycopg.connect(
+                        host="127.0.0.1", port=server.port, user="postgres", password=password
+                    )
+            password = (data_dir / "superuser.password").read_text()
+            assert password in server.dsn
+            assert len(password) >= 32, run
+    assert (data_dir / "superuser.password").stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_the_account_cannot_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said before initdb fails on it, and leaves nothing behind."""
+    monkeypatch.setattr(embedded._Account, "reaches", lambda account, folder: False)
+    with pytest.raises(UnreachableError, match="may not enter"):
+        PostgresServer(tmp_path / "cluster", bin_dir=binaries(NEWEST)).start()
+    assert list(tmp_path.iterdir()) == []
+
+
+@as_root
+def test_an_account_that_gave_up_root_reaches_what_it_may(tmp_path: Path) -> None:
+    """Whether a folder can be reached is asked as the account itself."""
+    nobody = pwd.getpwnam("nobody")
+    account = embedded._Account(Path("/"), uid=nobody.pw_uid, gid=nobody.pw_gid)
+    private = tmp_path / "private" / "own"
+    private.mkdir(parents=True)
+    account.own(private)
+    private.parent.chmod(0o700)
+    assert not account.reaches(private)
+    assert account.reaches(Path("/tmp"))
+    assert embedded._Account(Path("/")).reaches(private)

@@ -276,8 +276,8 @@ class PostgresBackend:
                 if refused.sqlstate == _INSUFFICIENT_PRIVILEGE:
                     raise SchemaError(
                         f"this role may not create or change the table {self._qualified}: run "
-                        "'pgstore schema apply' as its owner, or give what 'pgstore schema print' "
-                        "shows to whoever may"
+                        "'pgstore schema apply' as a role that may, or give what 'pgstore schema "
+                        "print' shows to whoever may"
                     ) from refused
                 raise SchemaError(
                     f"the schema of {self._qualified} was not applied: {refused}"

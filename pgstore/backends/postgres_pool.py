@@ -295,7 +295,9 @@ def _fit(connection: _AnyConnection) -> _AnyConnection:
     """Return a connection that can be worked on; raise for one that cannot."""
     if connection.pgconn.transaction_status != TransactionStatus.IDLE:
         raise BackendError("the pool handed out a connection that is inside a transaction")
-    if connection.pgconn.parameter_status(b"client_encoding") != b"UTF8":
+    # A pooler reports it as the client wrote it.
+    encoding = connection.pgconn.parameter_status(b"client_encoding") or b""
+    if encoding.upper().replace(b"-", b"") not in (b"UTF8", b"UNICODE"):
         raise ConfigurationError("the pool's connections must have client_encoding=utf8")
     return connection
 
@@ -315,7 +317,7 @@ def _complete(dsn: str, statement_timeout: float, pooler: str | None) -> str:
         # either.
         raise ConfigurationError(
             "the DSN cannot be parsed: use postgresql://user:password@host:port/database "
-            "or libpq's key=value form"
+            "or libpq's key=value form (open_store takes URLs of other databases, too)"
         ) from None
     wanted: dict[str, Any] = {
         "application_name": "pgstore",

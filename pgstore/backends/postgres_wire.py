@@ -23,7 +23,9 @@ _FINE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY)
 
 _NO_SUCH_STATEMENT = "26000"
 _STATEMENT_EXISTS = "42P05"
-_FEATURE_NOT_SUPPORTED = "0A000"
+# The function of the server's that refuses a plan which no longer fits its table. The message says
+# so in the server's own language, and its SQLSTATE says less.
+_STALE_PLAN = "RevalidateCachedQuery"
 
 
 class Lost(Exception):
@@ -38,9 +40,10 @@ class Lost(Exception):
 class Refused(Exception):
     """The server answered with an error: the statement did nothing."""
 
-    def __init__(self, sqlstate: str, message: str) -> None:
+    def __init__(self, sqlstate: str, message: str, function: str = "") -> None:
         super().__init__(f"{message} [{sqlstate}]")
         self.sqlstate = sqlstate
+        self.function = function
 
 
 class Statement:
@@ -108,7 +111,7 @@ class Wire:
             if refused.sqlstate == _NO_SUCH_STATEMENT:  # DISCARD ALL
                 prepared.clear()
                 name = self._prepare(statement, statement.name, prepared)
-            elif refused.sqlstate == _FEATURE_NOT_SUPPORTED and "cached plan" in str(refused):
+            elif refused.function == _STALE_PLAN:
                 # A migration has changed the table: plan it anew, under another name.
                 name = self._prepare(statement, name + b"_", prepared)
             else:
@@ -152,7 +155,8 @@ class Wire:
                     self.connection.close()
                     raise Lost(message or "the connection was lost", sent=sent)
                 # Only the primary message: detail and context may quote values.
-                raise Refused(sqlstate, message)
+                function = _field(result, DiagnosticField.SOURCE_FUNCTION)
+                raise Refused(sqlstate, message, function)
         return results[-1]
 
     def _receive(self, sent: bool) -> list[PGresult]:
