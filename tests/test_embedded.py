@@ -318,7 +318,7 @@ def test_binaries_out_of_nobodys_reach_are_copied(
     assert not Path(copy.name).exists()
 
 
-# -- who may connect ---------------------------------------------------------------------------------
+# -- who may connect
 
 
 def test_a_server_that_keeps_its_data_has_a_password(tmp_path: Path) -> None:
