@@ -140,10 +140,9 @@ class OwnPool:
         start = time.monotonic()
         deadline = start + self._leases.pool_timeout
         pool = self._pool or self._make()
+        piece = _SLICE
         while True:
             left = deadline - time.monotonic()
-            full = pool.get_stats().get("pool_size", 0) >= self._size
-            piece = _QUEUE_SLICE if full else _SLICE
             try:
                 connection = self._leases.take(pool, min(left, piece))
             except psycopg_pool.PoolClosed as error:
@@ -151,7 +150,8 @@ class OwnPool:
             if connection is not None:
                 return self._leases.wire(connection, self._leases.statement_timeout)
             failure = self._failure
-            if failure and failure[0] >= start and not pool.get_stats().get("pool_size"):
+            size = pool.get_stats().get("pool_size", 0)
+            if failure and failure[0] >= start and not size:
                 raise BackendError(
                     f"PostgreSQL cannot be reached: {_first_line(failure[1])}"
                 ) from failure[1]
@@ -160,6 +160,7 @@ class OwnPool:
                     f"no connection became free within {self._leases.pool_timeout:g} s "
                     f"(pool_size={self._size})"
                 ) from (failure and failure[1])
+            piece = _SLICE if size < self._size else _QUEUE_SLICE
 
     def put(self, wire: Wire) -> None:
         assert self._pool is not None
