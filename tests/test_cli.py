@@ -221,6 +221,38 @@ def test_what_print_writes_makes_the_table_that_check_wants(place: Place, run: R
     assert run("schema", "check", "--table", "visits", *place.options).code == 0
 
 
+def test_grants_are_printed_for_a_role(run: Run) -> None:
+    done = run(
+        "schema", "grants", "--role", "shop_app", "--table", "sessions", "--db-schema", "web"
+    )
+    assert done.code == 0
+    assert 'GRANT SELECT, INSERT, DELETE ON "web"."sessions" TO "shop_app";' in done.out
+    assert 'GRANT USAGE ON SCHEMA "web" TO "shop_app";' in done.out
+    assert "USAGE" not in run("schema", "grants", "--role", "shop_app").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "grants needs --role NAME"),
+        (["--role", 'x"; DROP TABLE y'], "cannot be the role"),
+        (["--role", "app", "--table", "a.b"], "cannot be the table"),
+        (["--role", "app", "--db-schema", "a b"], "cannot be the schema"),
+    ],
+)
+def test_grants_that_cannot_be_printed(run: Run, arguments: list[str], message: str) -> None:
+    done = run("schema", "grants", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+
+
+@pytest.mark.parametrize("port", ["x", "-1", "65536", "8e3", ""])
+def test_a_port_is_a_number(run: Run, port: str) -> None:
+    done = run("demo", f"--port={port}")
+    assert done.code == 2
+    assert "a port is a number from 0 to 65535" in done.err
+
+
 def test_print_needs_the_engine_and_no_database(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for engine, dsn, its_own in (
         ("postgres", DOWN, "timestamptz"),
