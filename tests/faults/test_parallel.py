@@ -22,7 +22,7 @@ from support.stores import Browser, Lab, PostgresLab, SQLiteLab, Visit
 
 # A load and an update; one more of each per lost race; after four the row's lock ends it.
 ORDINARY = "lu"
-SAVE = re.compile(r"(lu){1,4}|(lu){4}l\[lu\]")
+SAVE = re.compile(r"(lu){1,3}|(lu){3}l\[lu\]")
 
 
 @dataclass(frozen=True)
