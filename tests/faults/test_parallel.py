@@ -20,7 +20,7 @@ from support.crowd import MakeStore, Shown, Traced, Written, maker
 from support.postgres import fresh_schema
 from support.stores import Browser, Lab, PostgresLab, SQLiteLab, Visit
 
-# A load and an update; one more of each per lost race; after four the row's lock ends it.
+# A load and an update; one more of each per lost race; after three the row's lock ends it.
 ORDINARY = "lu"
 SAVE = re.compile(r"(lu){1,3}|(lu){3}l\[lu\]")
 
