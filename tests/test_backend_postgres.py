@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import psycopg
@@ -11,43 +10,13 @@ import psycopg_pool
 import pytest
 
 from pgstore.backends.postgres import PostgresBackend
-from pgstore.backends.postgres_pool import BorrowedPool, OwnPool, Pool
+from pgstore.backends.postgres_pool import BorrowedPool, Pool
 from pgstore.errors import ConfigurationError
-from pgstore.rows import Backend, PGSession
+from pgstore.rows import Backend
 from pgstore.sql import grants
-from pgstore.testing import BackendContract, in_fork
-from support.postgres import PostgresServers, fresh_schema, postgres_versions
-from support.stores import PostgresLab
-
-COLUMNS = [field.name for field in fields(PGSession)]
-
-
-class PostgresContract(BackendContract):
-    """The contract on one server; a subclass says how it is reached."""
-
-    version = 0
-
-    @pytest.fixture(autouse=True)
-    def _storage(self, postgres: PostgresServers) -> Iterator[None]:
-        dsn = postgres(self.version).dsn
-        with fresh_schema(dsn) as schema, PostgresLab(dsn, schema) as self.lab:
-            yield
-
-    def make_pool(self) -> Pool:
-        return OwnPool(self.lab.dsn, size=8, statement_timeout=10.0, pool_timeout=10.0)
-
-    def make_backend(self) -> Backend:
-        return PostgresBackend(self.make_pool(), db_schema=self.lab.schema)
-
-    def raw_rows(self) -> list[dict[str, Any]]:
-        rows = self.lab.rows()
-        for row in rows:
-            row["meta"] = row["meta"] or {}
-        return rows
-
-    def raw_shift(self, seconds: float) -> None:
-        self.lab.pass_time(seconds)
-
+from pgstore.testing import in_fork
+from support.contract import PostgresContract, own_pool
+from support.postgres import postgres_versions
 
 for _version in postgres_versions():
     _name = f"TestPostgreSQL{_version or ''}"
@@ -58,13 +27,7 @@ class TestPoolerMode(PostgresContract):
     """With nothing prepared, as behind PgBouncer in transaction mode."""
 
     def make_pool(self) -> Pool:
-        return OwnPool(
-            self.lab.dsn,
-            size=8,
-            statement_timeout=10.0,
-            pool_timeout=10.0,
-            pooler="transaction",
-        )
+        return own_pool(self.lab.dsn, "transaction")
 
 
 class TestApplicationRole(PostgresContract):
@@ -83,7 +46,7 @@ class TestApplicationRole(PostgresContract):
             connection.execute(f'DROP ROLE "{role}"')  # type: ignore[arg-type]
 
     def make_pool(self) -> Pool:
-        return OwnPool(self.dsn, size=8, statement_timeout=10.0, pool_timeout=10.0)
+        return own_pool(self.dsn)
 
 
 class TestBorrowedPool(PostgresContract):

@@ -10,13 +10,11 @@ import psycopg
 import pytest
 
 from pgstore import BackendError, Options, PGStore, merge
-from pgstore.backends.postgres import PostgresBackend
-from pgstore.backends.postgres_pool import OwnPool, Pool
+from pgstore.backends.postgres_pool import Pool
 from pgstore.embedded import PostgresServer
-from pgstore.rows import Backend
-from pgstore.testing import BackendContract
+from support.contract import PostgresContract, own_pool
 from support.pgbouncer import PgBouncer
-from support.postgres import PostgresServers, fresh_schema
+from support.postgres import PostgresServers
 from support.stores import KEYS, Browser, PostgresLab, Visit
 from support.writers import Writers
 
@@ -39,36 +37,15 @@ def pooled(bouncer: PgBouncer, lab: PostgresLab, **settings: Any) -> PGStore:
     return PGStore(bouncer.dsn, *KEYS, db_schema=lab.schema, pooler="transaction", **settings)
 
 
-class TestThroughPgBouncer(BackendContract):
+class TestThroughPgBouncer(PostgresContract):
     """The contract of a backend, with eight clients on two connections to the server."""
 
     @pytest.fixture(autouse=True)
-    def _storage(self, postgres: PostgresServers, bouncer: PgBouncer) -> Iterator[None]:
-        dsn = postgres().dsn
+    def _bouncer(self, bouncer: PgBouncer) -> None:
         self.bouncer = bouncer
-        with fresh_schema(dsn) as schema, PostgresLab(dsn, schema) as self.lab:
-            yield
 
     def make_pool(self) -> Pool:
-        return OwnPool(
-            self.bouncer.dsn,
-            size=8,
-            statement_timeout=10.0,
-            pool_timeout=10.0,
-            pooler="transaction",
-        )
-
-    def make_backend(self) -> Backend:
-        return PostgresBackend(self.make_pool(), db_schema=self.lab.schema)
-
-    def raw_rows(self) -> list[dict[str, Any]]:
-        rows = self.lab.rows()
-        for row in rows:
-            row["meta"] = row["meta"] or {}
-        return rows
-
-    def raw_shift(self, seconds: float) -> None:
-        self.lab.pass_time(seconds)
+        return own_pool(self.bouncer.dsn, "transaction")
 
 
 # What PgBouncer itself keeps for each client and sets again.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from typing import Self
 
 import pytest
 
+from pgstore import embedded
 from pgstore.embedded import PostgresServer
 
 _PROGRAM = "/usr/sbin/pgbouncer"
@@ -38,7 +38,7 @@ class PgBouncer:
         self._program = program
         self._server = server
         self._pool_size = pool_size
-        self.port = _free_port()
+        self.port = embedded._free_port()
 
     @property
     def dsn(self) -> str:
@@ -104,14 +104,3 @@ server_login_retry = 0.1
     ) -> None:
         self.kill()
         self._folder.cleanup()
-
-
-def _free_port() -> int:
-    # Below the range of outgoing connections, for the reason given in pgstore.embedded.
-    ports = random.SystemRandom()
-    while True:
-        port = ports.randrange(15000, 32000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return port

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -19,15 +19,8 @@ from pgstore.backends.memory import MemoryBackend
 from pgstore.session import Session
 
 KEYS = (b"hash key of the tests, 32 bytes.", b"block key, 32 bytes long, tests.")
-TIMES = (
-    "created_on",
-    "modified_on",
-    "seen_on",
-    "expires_on",
-    "gc_after",
-    "authenticated_on",
-    "renewed_on",
-)
+
+TIMES = [field.name for field in fields(PGSession) if field.name.endswith(("_on", "gc_after"))]
 
 
 class Lab:

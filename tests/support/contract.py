@@ -1,0 +1,47 @@
+"""The contract of a backend on PostgreSQL, for each way to reach a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+
+from pgstore.backends.postgres import PostgresBackend
+from pgstore.backends.postgres_pool import OwnPool, Pool
+from pgstore.rows import Backend
+from pgstore.testing import BackendContract
+from support.postgres import NEWEST, PostgresServers, fresh_schema
+from support.stores import PostgresLab
+
+
+def own_pool(dsn: str, pooler: Literal["transaction"] | None = None) -> Pool:
+    """Return a pool for eight threads, patient enough for a busy machine."""
+    return OwnPool(dsn, size=8, statement_timeout=10.0, pool_timeout=10.0, pooler=pooler)
+
+
+class PostgresContract(BackendContract):
+    """The contract on one server; a subclass says how it is reached."""
+
+    version = NEWEST
+
+    @pytest.fixture(autouse=True)
+    def _storage(self, postgres: PostgresServers) -> Iterator[None]:
+        dsn = postgres(self.version).dsn
+        with fresh_schema(dsn) as schema, PostgresLab(dsn, schema) as self.lab:
+            yield
+
+    def make_pool(self) -> Pool:
+        return own_pool(self.lab.dsn)
+
+    def make_backend(self) -> Backend:
+        return PostgresBackend(self.make_pool(), db_schema=self.lab.schema)
+
+    def raw_rows(self) -> list[dict[str, Any]]:
+        rows = self.lab.rows()
+        for row in rows:
+            row["meta"] = row["meta"] or {}
+        return rows
+
+    def raw_shift(self, seconds: float) -> None:
+        self.lab.pass_time(seconds)
