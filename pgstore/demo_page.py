@@ -10,7 +10,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .ids import handle_of
 from .rows import Loaded, PGSession
 from .session import Session
 
@@ -63,7 +62,7 @@ def _main(session: Session, loaded: Loaded | None, flashes: list[Any]) -> Markup
 def _cells(row: PGSession, now: datetime) -> Iterator[tuple[str, object, str]]:
     """Yield name, value and meaning of what the row holds; nothing of it that is secret."""
     encrypted = row.data[:1] == b"\2"  # the format byte of `pgstore.codecs.RowSealer`
-    yield "key", handle_of(row.key), "the session's public handle"
+    yield "key", row.handle, "the session's public handle"
     yield "name", row.name, "of the cookie"
     yield "generation", row.generation, "how often the secret was renewed"
     yield "secret_hash", _bytes(row.secret_hash), "SHA-256 of the secret; not shown"

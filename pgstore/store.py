@@ -298,7 +298,7 @@ class Store:
         One statement: a session whose secret is being renewed meanwhile is not missed.
         """
         check_user_key(user_key)
-        kept = key_of(keep.handle) if keep is not None else None
+        kept = None if keep is None else keep._id.selector
         rows = self._backend.delete_of_user(user_key, keep=kept)
         self._hooks.fire(rows, "revoked")
         return len(rows)

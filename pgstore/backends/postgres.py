@@ -333,10 +333,12 @@ class PostgresBackend:
             try:
                 return wire.execute(statement, encoded)
             except Lost as lost:
-                harmless = read or not lost.sent or self._in_transaction
+                # A transaction that has lost its connection is rolled back, and cannot go on.
+                harmless = read or not lost.sent
                 if tries_left and harmless and not lost.late and not self._in_transaction:
                     continue
-                raise BackendError(str(lost), outcome_unknown=not harmless) from lost
+                unknown = not harmless and not self._in_transaction
+                raise BackendError(str(lost), outcome_unknown=unknown) from lost
             except Refused as refused:
                 # Where transactions are serializable by default, a statement that met another is
                 # refused. It sees what the other one did when it is run again.
