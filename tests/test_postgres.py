@@ -760,20 +760,25 @@ def test_a_read_is_retried_on_a_fresh_connection(proxied: PGStore, proxy: FaultP
     assert Visit(browser, proxied).session["x"] == 1
 
 
-def test_many_idle_connections_that_the_server_ended(pg_lab: PostgresLab) -> None:
+@pytest.mark.parametrize("noticed", [True, False], ids=["before", "while it is used"])
+def test_many_connections_that_the_server_ended(
+    pg_lab: PostgresLab, monkeypatch: pytest.MonkeyPatch, noticed: bool
+) -> None:
     """However many died with a farewell, the next read and the next save get through."""
-    store, browser = pg_lab.store(pool_size=6), Browser()
+    store, browser = pg_lab.store(pool_size=8), Browser()
     with browser.visit(store) as session:
         session["x"] = 0
+    if not noticed:
+        monkeypatch.setattr("pgstore.backends.postgres_pool.is_alive", lambda connection: True)
     pool = store.backend._pool  # type: ignore[attr-defined]
     for number in range(1, 4):
-        wires = [pool.get() for _ in range(6)]
+        wires = [pool.get() for _ in range(8)]
         pids = [wire.connection.info.backend_pid for wire in wires]
         for wire in wires:
             pool.put(wire)
         with psycopg.connect(pg_lab.dsn, autocommit=True) as connection:
             connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) pid", [pids]
+                "SELECT pg_terminate_backend(pid, 60000) FROM unnest(%s::int[]) pid", [pids]
             )
         with browser.visit(store) as session:
             assert session["x"] == number - 1

@@ -27,8 +27,9 @@ from .postgres_wire import Lost, Refused, Statement, Wire
 
 __all__ = ["PostgresBackend"]
 
-# How often a statement is run at most, when the tries before can have done nothing.
-_TRIES = 5
+# How often a statement is run again when the tries before can have done nothing, beyond once for
+# each connection that may have died with the server.
+_MORE_TRIES = 4
 
 _SERIALIZATION_FAILURE = "40001"
 _FEATURE_NOT_SUPPORTED = "0A000"
@@ -328,7 +329,7 @@ class PostgresBackend:
     ) -> PGresult:
         """Run one statement, and again when the first try can have done nothing."""
         encoded = [p.encode("utf-8") if isinstance(p, str) else p for p in parameters]
-        for tries_left in reversed(range(_TRIES)):
+        for tries_left in reversed(range(1 + self._pool.size + _MORE_TRIES)):
             wire = self._pool.get()
             try:
                 return wire.execute(statement, encoded)
@@ -430,6 +431,8 @@ class PostgresBackend:
 
 class _Held:
     """Lends the one connection of a transaction, again and again."""
+
+    size = 1
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire

@@ -34,6 +34,10 @@ _AnyPool = psycopg_pool.ConnectionPool[_AnyConnection]
 class Pool(Protocol):
     """What a `PostgresBackend` needs: wires to take and give back."""
 
+    @property
+    def size(self) -> int:
+        """How many connections there may be at once."""
+
     def get(self) -> Wire:
         """Return a live, idle connection. Raises `BackendError` when there is none in time."""
 
@@ -135,6 +139,10 @@ class OwnPool:
         parts = conninfo_to_dict(self._conninfo)
         where = {name: parts[name] for name in ("host", "port", "dbname") if name in parts}
         return f"<OwnPool {where}>"
+
+    @property
+    def size(self) -> int:
+        return self._size
 
     def get(self) -> Wire:
         start = time.monotonic()
@@ -252,6 +260,10 @@ class BorrowedPool:
 
     def __repr__(self) -> str:
         return f"<BorrowedPool {self._pool.name!r}>"
+
+    @property
+    def size(self) -> int:
+        return self._pool.max_size
 
     def get(self) -> Wire:
         return self._take(self._leases.statement_timeout)
