@@ -9,6 +9,7 @@ import pytest
 import pgstore
 from pgstore.embedded import PostgresServer
 from support.leaks import LeakWatch
+from support.mariadb import MariaDBServer
 from support.postgres import PostgresServers, fresh_schema, postgres_versions
 from support.stores import Browser, Lab, MemoryLab, PostgresLab, SQLiteLab
 
@@ -67,6 +68,13 @@ def pg_schema(pg_dsn: str) -> Iterator[str]:
     """Return the name of a new schema on the newest server."""
     with fresh_schema(pg_dsn) as name:
         yield name
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDBServer]:
+    """Return a running MariaDB."""
+    with MariaDBServer() as server:
+        yield server
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
