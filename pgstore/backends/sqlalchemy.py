@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from ..errors import BackendError, ConfigurationError, ConflictError, SchemaError
@@ -411,7 +411,8 @@ class SQLAlchemyBackend:
             exists, version, _ = self._state(job)
             name, db_schema = self._rows.name, self._rows.schema
             if self._flavour.schema is None:
-                self._rows.create(job.connection, checkfirst=True)
+                if not exists:
+                    self._create(job)
                 return
             if exists and version == 0:
                 # Of somebody's own migrations, or of a maker that was killed half-way.
@@ -421,6 +422,14 @@ class SQLAlchemyBackend:
                 text = self._flavour.schema.text(name, db_schema=db_schema, after=version)
             for statement in statements(text):
                 job.run(statement)
+
+    def _create(self, job: Job) -> None:
+        try:
+            self._rows.create(job.connection)
+        except DBAPIError:
+            # No lock is known there that would keep others from making it meanwhile.
+            if not self._state(job)[0]:
+                raise
 
     def _not_applied(self, error: BackendError) -> BackendError:
         if code_of(error.__cause__) in _MAY_NOT:
@@ -466,7 +475,7 @@ class _Statements:
         self.stamps = one.add_columns(*(columns[name] for name in _STAMPS))
         taken = sa.select(c.key).where(key).scalar_subquery()
         self.find = self.now.add_columns(taken.label("taken"))
-        self.insert = flavour.insert(rows)
+        self.insert = flavour.insert(rows).execution_options(preserve_rowcount=True)
         if hasattr(self.insert, "on_conflict_do_nothing"):
             # An error would end the caller's transaction.
             self.insert = self.insert.on_conflict_do_nothing(index_elements=[c.key])

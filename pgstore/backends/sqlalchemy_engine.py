@@ -287,8 +287,9 @@ class Held:
 
 def begin_immediate(connection: sa.Connection) -> None:
     """Begin a transaction of SQLite's that holds the write lock."""
+    connection.begin()
     raw = connection.connection.driver_connection
-    # The driver, or a listener of the caller's, may have begun one that only reads.
+    # A listener of the caller's, or the driver, may have begun one that only reads so far.
     if getattr(raw, "in_transaction", False):
         connection.exec_driver_sql("ROLLBACK")
     connection.exec_driver_sql("BEGIN IMMEDIATE")

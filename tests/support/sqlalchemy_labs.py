@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from pgstore import Store
 from pgstore.store import SQLAlchemyStore
@@ -70,6 +74,47 @@ class SQLAlchemySQLiteLab(SQLiteLab):
 
     def make(self, *keys: bytes | None, **settings: Any) -> Store:
         return SQLAlchemyStore(self.url, *keys, **settings)
+
+
+class OtherDialect(PGDialect_psycopg):
+    """A dialect that nobody knows by its name; behind it is PostgreSQL."""
+
+    name = "other"
+    supports_statement_cache = True
+
+
+registry.register("other.psycopg", __name__, "OtherDialect")
+
+
+class OtherLab(PostgresLab):
+    """A schema of a database of which no more is known than that SQLAlchemy speaks to it."""
+
+    @property
+    def url(self) -> str:
+        return self.dsn.replace("postgresql://", "other+psycopg://", 1)
+
+    @property
+    def clock(self) -> sa.ColumnElement[Any]:
+        return sa.literal_column("statement_timestamp()")
+
+    def make(self, *keys: bytes | None, **settings: Any) -> Store:
+        settings["clock"] = self.clock
+        return SQLAlchemyStore(self.url, *keys, db_schema=self.schema, **settings)
+
+    def rows(self) -> list[dict[str, Any]]:
+        rows = super().rows()
+        for row in rows:
+            for name in TIMES:
+                if row[name] is not None:
+                    row[name] = _UNIX_EPOCH + timedelta(microseconds=row[name])
+        return [_decoded(row) for row in rows]
+
+    def pass_time(self, seconds: float) -> None:
+        names = ", ".join(f"{name} = {name} - %(us)s" for name in TIMES)
+        self.execute(f"UPDATE http_sessions SET {names}", {"us": round(seconds * 1e6)})
+
+
+_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _decoded(row: dict[str, Any]) -> dict[str, Any]:
