@@ -10,8 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from pgstore import Store
-from pgstore.store import SQLAlchemyStore
+from pgstore import SQLAlchemyStore, Store
 from support.mariadb import MariaDBServer
 from support.stores import TIMES, Lab, PostgresLab, SQLiteLab
 
@@ -28,7 +27,8 @@ class MariaDBLab(Lab):
 
     def __exit__(self, *exc_info: object) -> None:
         super().__exit__(*exc_info)
-        self._raw.close()
+        if self._raw.open:
+            self._raw.close()
 
     def make(self, *keys: bytes | None, **settings: Any) -> Store:
         return SQLAlchemyStore(self.url, *keys, **settings)
