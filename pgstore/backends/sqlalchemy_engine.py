@@ -303,11 +303,13 @@ def is_lost(error: exc.SQLAlchemyError) -> bool:
 def code_of(error: BaseException | None) -> str:
     """Return the database's own code for an error: SQLSTATE, MySQL's number, SQLite's name."""
     orig = error.orig if isinstance(error, exc.StatementError) else error
+    first = orig.args[0] if orig is not None and orig.args else None
+    if isinstance(first, int):  # MySQL's, which says more than its SQLSTATE
+        return str(first)
     for name in ("sqlstate", "pgcode", "sqlite_errorname"):
         if isinstance(code := getattr(orig, name, None), str):
             return code
-    first = orig.args[0] if orig is not None and orig.args else None
-    return str(first) if isinstance(first, int) else ""
+    return ""
 
 
 def meaning(error: exc.SQLAlchemyError, table: str, *, unknown: bool = False) -> BackendError:
