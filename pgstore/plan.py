@@ -539,7 +539,7 @@ def _clean(text: str | None) -> str | None:
     """Make what a client or server says of itself fit to be stored and shown."""
     if text is None:
         return None
-    return "".join(c for c in text if c.isprintable())[:_LONGEST_AGENT]
+    return "".join(c for c in text if c.isprintable())[:_LONGEST_AGENT] or None
 
 
 def _new_version() -> int:

@@ -23,6 +23,7 @@ from .codecs import (
     sealers_from_pairs,
 )
 from .cookies import Headers, HttpsCheck, clear_cookie, set_cookie, vary_on_cookie
+from .devices import UserSession
 from .errors import (
     BackendError,
     ConfigurationError,
@@ -263,13 +264,15 @@ class Store:
 
     # -- users
 
-    def sessions_of(self, user_key: str) -> list[PGSession]:
+    def sessions_of(self, user_key: str, *, current: Session | None = None) -> list[UserSession]:
         """Return a user's live sessions, the newest login first, for a device list.
 
-        Each row is without its ``data``; its ``handle`` is what `revoke` takes. Whose session is
-        whose is compared byte by byte. Raises `ConfigurationError` for what is no user key.
+        ``current`` is the session of this request, which is marked as such. User keys are compared
+        byte by byte. Raises `ConfigurationError` for what is no user key.
         """
-        return self._backend.of_user(check_user_key(user_key))
+        rows = self._backend.of_user(check_user_key(user_key))
+        own = None if current is None else current._id.selector
+        return [UserSession.of(row, current=own) for row in rows]
 
     def revoke(self, handle: str, *, owner: str | EllipsisType | None = ...) -> bool:
         """End the session with that handle, at once and for good. Tells whether there was one.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from copy import copy
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from pgstore import (
 )
 from pgstore.hooks import Hooks
 from support.stores import KEYS, Browser, Lab, MemoryLab, Visit
+
+FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
 
 
 @pytest.fixture
@@ -39,24 +42,62 @@ def user_of(store: Store, browser: Browser) -> str | None:
 
 
 def test_sessions_of_a_user(lab: Lab, store: Store) -> None:
-    """They are listed by the newest login, with what a device list shows, and no secret."""
+    """They are listed by the newest login, live ones only, and nobody else's."""
     browsers = [sign_in(store, "alice", agent=f"Browser/{n}") for n in range(3)]
     sign_in(store, "Alice")
     with Browser().visit(store) as session:
         session["anonymous"] = 1
+    handles = [Visit(browser, store).session.handle for browser in browsers]
+    assert [one.handle for one in store.sessions_of("alice")] == handles[::-1]
+    # Signing in again in the first one makes that the newest.
+    lab.pass_time(60)
     with browsers[0].visit(store) as session:
-        session.meta["device"] = "phone"
-    rows = store.sessions_of("alice")
-    assert [row.user_agent for row in rows] == ["Browser/2", "Browser/1", "Browser/0"]
-    assert [row.handle for row in rows] == [
-        Visit(browser, store).session.handle for browser in reversed(browsers)
-    ]
-    assert rows[2].meta == {"device": "phone"}
-    assert {row.ip for row in rows} == {"192.0.2.7"}
-    assert all(row.created_on and row.seen_on and row.expires_on for row in rows)
-    assert all(row.data == b"" for row in rows)
+        session.login("alice")
+    listed = store.sessions_of("alice")
+    assert [one.handle for one in listed] == [handles[0], handles[2], handles[1]]
     lab.pass_time(10**8)
     assert store.sessions_of("alice") == []
+
+
+def test_what_a_device_list_shows(lab: Lab, store: Store) -> None:
+    """Times, address, agent and metadata are the row's; nothing in it is secret or a value."""
+    browser = Browser(address="2001:db8::1", agent=FIREFOX)
+    with browser.visit(store) as session:
+        session["cart"] = "private"
+        session.login("alice")
+        session.meta["device"] = "Alice's phone"
+    session = Visit(browser, store).session
+    (listed,) = store.sessions_of("alice")
+    assert session._base
+    row = session._base.row
+    assert asdict(listed) == {
+        "handle": session.handle,
+        "user_key": "alice",
+        "created_on": session.created_on,
+        "seen_on": row.seen_on,
+        "expires_on": session.expires_on,
+        "authenticated_on": session.authenticated_on,
+        "ip": "2001:db8::1",
+        "agent": {"text": FIREFOX},
+        "meta": {"device": "Alice's phone"},
+        "current": False,
+    }
+    assert "alice" not in repr(listed)
+    assert "2001" not in repr(listed)
+
+
+def test_the_current_session_is_marked(store: Store) -> None:
+    """The session that is given as the current one is, and no other."""
+    here, there = sign_in(store, "alice"), sign_in(store, "alice")
+    session = Visit(here, store).session
+    listed = store.sessions_of("alice", current=session)
+    assert {one.handle: one.current for one in listed} == {
+        session.handle: True,
+        Visit(there, store).session.handle: False,
+    }
+    assert not any(one.current for one in store.sessions_of("alice"))
+    session.logout()
+    assert not any(one.current for one in store.sessions_of("alice", current=session))
 
 
 @pytest.mark.parametrize("user", ["", None, b"alice", "a\0"])
