@@ -271,8 +271,26 @@ class Store:
         byte by byte. Raises `ConfigurationError` for what is no user key.
         """
         rows = self._backend.of_user(check_user_key(user_key))
-        own = None if current is None else current._id.selector
-        return [UserSession.of(row, current=own) for row in rows]
+        return [UserSession.of(row, current=_key_of(current)) for row in rows]
+
+    def fetch(
+        self,
+        handle: str,
+        *,
+        owner: str | EllipsisType | None = ...,
+        current: Session | None = None,
+    ) -> UserSession | None:
+        """Return the live session with that handle as `sessions_of` lists it, or None.
+
+        ``owner`` is as in `revoke`, and so is what is raised.
+        """
+        key = _key_for(handle, owner)
+        loaded = None if key is None else self._backend.load(key)
+        if loaded is None:
+            return None
+        if owner is not ... and loaded.row.user_key != owner:
+            raise NotOwner(handle)
+        return UserSession.of(loaded.row, current=_key_of(current))
 
     def revoke(self, handle: str, *, owner: str | EllipsisType | None = ...) -> bool:
         """End the session with that handle, at once and for good. Tells whether there was one.
@@ -281,11 +299,7 @@ class Store:
         `NotOwner` for somebody else's session, which is left alone, and for any when the owner is
         None, who owns nothing. Without an ``owner`` nothing is checked: for administrators.
         """
-        key = key_of(handle)
-        if owner is None:
-            raise NotOwner(handle)
-        if owner is not ...:
-            check_user_key(owner)
+        key = _key_for(handle, owner)
         if key is None:
             return False
         row = self._backend.delete(key, user_key=None if owner is ... else owner)
@@ -300,9 +314,7 @@ class Store:
 
         One statement: a session whose secret is being renewed meanwhile is not missed.
         """
-        check_user_key(user_key)
-        kept = None if keep is None else keep._id.selector
-        rows = self._backend.delete_of_user(user_key, keep=kept)
+        rows = self._backend.delete_of_user(check_user_key(user_key), keep=_key_of(keep))
         self._hooks.fire(rows, "revoked")
         return len(rows)
 
@@ -535,6 +547,19 @@ class _Raw:
 
     def loads(self, data: bytes, /) -> bytes:
         return data
+
+
+def _key_of(session: Session | None) -> bytes | None:
+    return None if session is None else session._id.selector
+
+
+def _key_for(handle: str, owner: str | EllipsisType | None) -> bytes | None:
+    """Return the key behind a handle, None for no handle, on behalf of an owner who may be one."""
+    if owner is None:
+        raise NotOwner(handle)
+    if owner is not ...:
+        check_user_key(owner)
+    return key_of(handle)
 
 
 def _headers_of(response: Any) -> Headers:

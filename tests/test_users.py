@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from copy import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -109,6 +109,24 @@ def test_user_keys_that_do_not_fit(user: Any) -> None:
             ask(user)
 
 
+def test_fetching_one(lab: Lab, store: Store) -> None:
+    """A live session is fetched by its handle as the list has it; one that ended is None."""
+    browser = sign_in(store, "alice", agent=FIREFOX)
+    session = Visit(browser, store).session
+    (listed,) = store.sessions_of("alice")
+    assert store.fetch(session.handle) == listed
+    assert store.fetch(session.handle, owner="alice") == listed
+    assert store.fetch(session.handle, current=session) == replace(listed, current=True)
+    with Browser().visit(store) as anonymous:
+        anonymous["x"] = 1
+    fetched = store.fetch(anonymous.handle)
+    assert fetched
+    assert fetched.user_key is fetched.authenticated_on is None
+    lab.pass_time(10**8)
+    assert store.fetch(session.handle) is None
+    assert store.fetch(session.handle, owner="alice") is None
+
+
 def test_revoking_one(store: Store) -> None:
     """A revoked session is dead at once; revoking it again is no error."""
     here, there = sign_in(store, "alice"), sign_in(store, "alice")
@@ -120,21 +138,24 @@ def test_revoking_one(store: Store) -> None:
 
 @pytest.mark.parametrize("handle", ["", "garbage", "A" * 22, "é" * 22, "A" * 10_000, None, 7])
 def test_handles_that_lead_nowhere(store: Store, handle: Any) -> None:
-    """Whatever a form sends as a handle, revoking it raises nothing."""
+    """Whatever a form sends as a handle, revoking or fetching it raises nothing."""
     sign_in(store, "alice")
     assert store.revoke(handle) is False
     assert store.revoke(handle, owner="alice") is False
+    assert store.fetch(handle) is None
+    assert store.fetch(handle, owner="alice") is None
     assert len(store.sessions_of("alice")) == 1
 
 
 def test_revoking_as_an_owner(store: Store) -> None:
-    """With an owner, somebody else's session is refused and left alone."""
+    """With an owner, somebody else's session is neither shown nor ended."""
     alice, bob = sign_in(store, "alice"), sign_in(store, "bob")
     handle = Visit(alice, store).session.handle
-    for owner in ("bob", "Alice", "alice "):
-        with pytest.raises(NotOwner) as caught:
-            store.revoke(handle, owner=owner)
-        assert caught.value.handle == handle
+    for owner in ("bob", "Alice", "alicé", "alice "):
+        for ask in (store.revoke, store.fetch):
+            with pytest.raises(NotOwner) as caught:
+                ask(handle, owner=owner)
+            assert caught.value.handle == handle
     assert user_of(store, alice) == "alice"
     assert store.revoke(handle, owner="alice") is True
     assert (user_of(store, alice), user_of(store, bob)) == (None, "bob")
@@ -144,8 +165,9 @@ def test_revoking_as_an_owner(store: Store) -> None:
 def test_owners_that_do_not_fit(store: Store, owner: Any) -> None:
     """What is no user key owns nothing, and is the caller's mistake."""
     handle = Visit(sign_in(store, "alice"), store).session.handle
-    with pytest.raises(ConfigurationError, match="user key"):
-        store.revoke(handle, owner=owner)
+    for ask in (store.revoke, store.fetch):
+        with pytest.raises(ConfigurationError, match="user key"):
+            ask(handle, owner=owner)
 
 
 def test_a_visitor_who_is_nobody_owns_nothing(store: Store) -> None:
@@ -154,8 +176,9 @@ def test_a_visitor_who_is_nobody_owns_nothing(store: Store) -> None:
     with anonymous.visit(store) as session:
         session["x"] = 1
     for browser in (alice, anonymous):
-        with pytest.raises(NotOwner):
-            store.revoke(Visit(browser, store).session.handle, owner=session.user_key)
+        for ask in (store.revoke, store.fetch):
+            with pytest.raises(NotOwner):
+                ask(Visit(browser, store).session.handle, owner=session.user_key)
     assert user_of(store, alice) == "alice"
 
 
