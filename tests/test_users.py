@@ -6,6 +6,7 @@ import logging
 import threading
 from copy import copy
 from dataclasses import asdict, replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -228,6 +229,60 @@ def test_a_login_that_is_being_saved_against_a_revocation(store: Store) -> None:
     store.revoke_user("alice")
     late.save()
     assert user_of(store, late.browser) == "alice"
+
+
+# -- step-up
+
+
+def test_fresh(lab: Lab, store: Store) -> None:
+    """A session is fresh for so long after its login, by the database's clock, and asks nothing."""
+    browser = sign_in(store, "alice")
+    lab.pass_time(600)
+    session = Visit(browser, store).session
+    store.close()
+    assert session.fresh(within=660)
+    assert session.fresh(timedelta(minutes=11))
+    assert not session.fresh(within=599.5)
+    assert session.fresh(float("inf"))
+
+
+def test_a_visit_does_not_make_fresh(lab: Lab, store: Store) -> None:
+    """Saving, touching and regenerating are no proof of who the user is; a login is, anew."""
+    browser = sign_in(store, "alice")
+    lab.pass_time(600)
+    with browser.visit(store) as session:
+        session["x"] = 1
+        session.regenerate()
+    for visited in (session, Visit(browser, store).session):
+        assert not visited.fresh(within=300)
+    with browser.visit(store) as session:
+        session.login("alice")
+    for visited in (session, Visit(browser, store).session):
+        assert visited.fresh(within=300)
+
+
+def test_fresh_in_the_request_of_the_login(store: Store) -> None:
+    """A login counts before it is saved, too; a logout ends it; who is nobody is never fresh."""
+    session = Visit(Browser(), store).session
+    assert not session.fresh(within=300)
+    session["x"] = 1
+    session.login("alice")
+    assert session.fresh(within=300)
+    session.logout()
+    assert not session.fresh(within=300)
+    anonymous = Browser()
+    with anonymous.visit(store) as session:
+        session["x"] = 1
+    assert not session.fresh(within=300)
+    assert not Visit(anonymous, store).session.fresh(within=300)
+
+
+@pytest.mark.parametrize("within", [0, -1, timedelta(0), float("nan"), "300", None, True])
+def test_fresh_within_what_is_no_time(within: Any) -> None:
+    """Whoever the session is, a limit that makes no sense is the caller's mistake."""
+    session = Visit(Browser(), MemoryStore(*KEYS)).session
+    with pytest.raises(ConfigurationError, match="within"):
+        session.fresh(within)
 
 
 # -- hooks
