@@ -48,6 +48,7 @@ __all__ = [
     "Write",
     "decide",
     "find",
+    "is_login",
     "mergeable",
     "rebase",
     "reseal",
@@ -341,6 +342,16 @@ def sends_cookie(write: Write) -> bool:
             return True
         case Update(expiry=expiry):
             return expiry is not None
+    return False
+
+
+def is_login(write: Write) -> bool:
+    """Tell whether ``write`` ties a session to a user."""
+    match write:
+        case Insert(row):
+            return row.user_key is not None
+        case Update(login=login):
+            return login
     return False
 
 

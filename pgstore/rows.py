@@ -163,7 +163,9 @@ class Backend(Protocol):
     ) -> list[PGSession]:
         """Delete the user's live rows and return them without their ``data``.
 
-        Not the one with the key ``keep``, nor the ``newest`` first ones of `of_user`.
+        Not the one with the key ``keep``, nor the ``newest`` first ones of `of_user`, of which
+        ``keep`` counts as the first, however old its login. Calls with ``newest`` for one user act
+        one after the other: each sees what was committed, and deleted by the others, before.
         """
 
     def locked(self, key: bytes) -> AbstractContextManager[Backend]:

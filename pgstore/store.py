@@ -72,6 +72,8 @@ class Store:
     - ``schema``: ``"apply"`` creates or migrates the table, ``"check"`` raises unless it fits,
       ``"off"`` does not look.
     - ``save_deadline``: seconds for which a save tries again while other writers are faster.
+    - ``max_sessions_per_user``: how many sessions a user may have; a login ends the oldest beyond
+      them. None for any number.
 
     The store owns ``backend`` and closes it. Thread-safe once it is set up, and usable in forked
     children.
@@ -94,6 +96,7 @@ class Store:
         sealers: Sequence[Sealer] | None = None,
         schema: SchemaMode = "apply",
         save_deadline: float | timedelta = 10.0,
+        max_sessions_per_user: int | None = None,
     ) -> None:
         options = options if options is not None else Options()
         for key, function in (merge or {}).items():
@@ -129,6 +132,12 @@ class Store:
         self._save_deadline = seconds(save_deadline, "save_deadline")
         if not 0 <= self._save_deadline <= 3600:
             raise ConfigurationError(f"save_deadline must be 0 to 3600 seconds: {save_deadline}")
+        most = max_sessions_per_user
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise ConfigurationError(
+                f"max_sessions_per_user must be 1 or more sessions, or None, not {most!r}"
+            )
+        self._max_sessions = most
         self._names: set[str] = set()
         self._is_https = HttpsCheck()
         self._hooks = Hooks()
@@ -261,6 +270,8 @@ class Store:
         elif session._forget is not None:
             clear_cookie(headers, session.name, session._forget, https=https)
         session._forget = None
+        if saving.logged_in and self._max_sessions is not None:
+            self._evict_beyond(self._max_sessions, session)
 
     # -- users
 
@@ -321,11 +332,11 @@ class Store:
     def on_deletion(self, callback: DeletionCallback) -> Unsubscribe:
         """Call ``callback(row, reason)`` for every session that this process ends.
 
-        The reason is ``"deleted"`` (logout, or emptied), ``"revoked"``, ``"expired"`` (swept) or
-        ``"replayed"``. Called at most once per row, after the commit, in the
-        thread that deleted, with no lock held; the row is without its ``data``. One that raises is
-        logged. Returns a function that unsubscribes; its ``wait=True`` waits for calls under way
-        (sessionup's ``OnDeletion``).
+        The reason is ``"deleted"`` (logout, or emptied), ``"revoked"``, ``"expired"`` (swept),
+        ``"replayed"`` or ``"evicted"`` (by a newer login, see ``max_sessions_per_user``). Called at
+        most once per row, after the commit, in the thread that deleted, with no lock held; the row
+        is without its ``data``. One that raises is logged. Returns a function that unsubscribes;
+        its ``wait=True`` waits for calls under way (sessionup's ``OnDeletion``).
         """
         return self._hooks.subscribe(callback)
 
@@ -424,6 +435,24 @@ class Store:
             session._ended.clear()
             session._forget = None
             raise SessionGone(ended.id.handle)
+
+    def _evict_beyond(self, most: int, session: Session) -> None:
+        """End the oldest sessions of a user who has just logged in, beyond so many."""
+        user_key = session._user_key
+        assert user_key is not None
+        try:
+            rows = self._backend.delete_of_user(user_key, keep=_key_of(session), newest=most)
+        except BackendError as error:
+            # The login stands, and its cookie goes out.
+            _log.warning(
+                "after the login of session %s the user's sessions beyond "
+                "max_sessions_per_user=%d were not ended: %s; their next login ends them",
+                session.handle,
+                most,
+                error,
+            )
+        else:
+            self._hooks.fire(rows, "evicted")
 
     def _end_replayed(self, id: SessionId) -> None:
         """End a session of which somebody has a copy: thief or owner, nobody can tell which."""

@@ -68,6 +68,8 @@ FULL: Final = PGSession(
     previous_hash=b"\x00previous",
     successor=b"successor\x00",
 )
+# Which a collation, a padding or a normal form may take for one.
+USERS: Final = ["alice", "Alice", "alicé", "alice\u0301", "alice ", " alice", ""]
 LARGE: Final = replace(BARE, data=bytes(range(256)) * 4096)
 
 Verb: TypeAlias = Callable[[Backend, PGSession], object]
@@ -175,12 +177,19 @@ class BackendContract:
         assert self.raw(row.key) == asdict(stored)
 
     def test_user_keys_differ_by_any_byte(self, backend: Backend) -> None:
-        """User keys that a collation or a padding takes for one stay apart, just as they came."""
-        users = ["alice", "Alice", "alicé", "alice\u0301", "alice ", " alice", ""]
-        for number, user in enumerate(users):
+        """User keys that are nearly the same are different users, stored just as they came."""
+        for number, user in enumerate(USERS):
             add(backend, replace(BARE, key=key(number), user_key=user))
-        assert [row.user_key for row in backend.scan(None, 99)] == users
-        assert [self.raw(key(number))["user_key"] for number in range(len(users))] == users
+        assert [row.user_key for row in backend.scan(None, 99)] == USERS
+        assert [self.raw(key(number))["user_key"] for number in range(len(USERS))] == USERS
+        for number, user in enumerate(USERS):
+            assert [row.key for row in backend.of_user(user)] == [key(number)]
+            others = [other for other in USERS if other != user]
+            assert not any(backend.delete(key(number), user_key=other) for other in others)
+        assert backend.delete_of_user("alice", newest=1) == []
+        for left, user in reversed(list(enumerate(USERS))):
+            assert [row.user_key for row in backend.delete_of_user(user)] == [user]
+            assert len(self.raw_rows()) == left
 
     def test_stored_rows_are_apart(self, backend: Backend) -> None:
         """Changing a mapping that was given or handed out changes nothing that is stored."""
@@ -452,15 +461,20 @@ class BackendContract:
             (None, 0, []),
             (1, 0, [1]),
             (None, 2, [3, 2]),
-            (0, 1, [3, 0]),
+            (0, 1, [0]),
+            (0, 2, [3, 0]),
             (3, 1, [3]),
+            (7, 2, [3, 2]),
             (None, 9, [3, 2, 1, 0]),
         ],
     )
     def test_delete_of_user(
         self, backend: Backend, keep: int | None, newest: int, left: list[int]
     ) -> None:
-        """A user's live rows go, but for the one to keep and the newest; nobody else's do."""
+        """A user's live rows go, but for the one to keep and the newest; nobody else's do.
+
+        The one to keep is one of the newest, however old it is.
+        """
         for number in range(4):
             add(backend, replace(FULL, key=key(number), user_key="alice"))
             self.raw_shift(20)
@@ -483,6 +497,22 @@ class BackendContract:
         self.raw_shift(AGES)
         assert backend.delete_of_user("alice") == []
         self.raw()
+
+    def test_trims_at_once(self, backend: Backend) -> None:
+        """Trims that keep different rows leave together what one of them would: no row too few."""
+        for newest in (1, 2, 1, 2, 1, 2):
+            for number in range(6):
+                add(backend, replace(BARE, key=key(number), user_key="alice"))
+
+            def trim(number: int, newest: int = newest) -> list[PGSession]:
+                return backend.delete_of_user("alice", keep=key(number), newest=newest)
+
+            ended = at_once(4, trim)
+            left = backend.delete_of_user("alice")
+            assert len(left) == newest
+            # Each row is told of once.
+            gone = [row.key for rows in [*ended, left] for row in rows]
+            assert sorted(gone) == [key(number) for number in range(6)]
 
     def test_rewrite(self, backend: Backend) -> None:
         """A rewrite replaces data and version, and nothing else, not even a time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -229,6 +230,153 @@ def test_a_login_that_is_being_saved_against_a_revocation(store: Store) -> None:
     store.revoke_user("alice")
     late.save()
     assert user_of(store, late.browser) == "alice"
+
+
+# -- the most sessions of a user
+
+
+def handles_of(store: Store, user: str) -> list[str]:
+    return [one.handle for one in store.sessions_of(user)]
+
+
+def test_a_login_ends_the_oldest_beyond_the_limit(lab: Lab) -> None:
+    """After each login a user has so many sessions at most: the newest ones, and nobody loses."""
+    store = lab.store(max_sessions_per_user=2)
+    told: list[tuple[str, str]] = []
+    store.on_deletion(lambda row, reason: told.append((row.handle, reason)))
+    bob = sign_in(store, "Alice")
+    browsers = [sign_in(store, "alice") for _ in range(4)]
+    assert [user_of(store, browser) for browser in browsers] == [None, None, "alice", "alice"]
+    ended = [handle for handle, _ in told]
+    assert [reason for _, reason in told] == ["evicted", "evicted"]
+    assert not set(ended) & set(handles_of(store, "alice"))
+    # Signing in again is no new session; a visit is no login.
+    with browsers[2].visit(store) as session:
+        session.login("alice")
+    with browsers[2].visit(store) as session:
+        session["x"] = 1
+    with Browser().visit(store) as session:
+        session["x"] = 1
+    assert len(told) == 2
+    assert [user_of(store, browser) for browser in browsers[2:]] == ["alice", "alice"]
+    assert user_of(store, bob) == "Alice"
+
+
+def test_a_login_keeps_itself(lab: Lab) -> None:
+    """Its own session stays, even where the database's clock was ahead at the other logins."""
+    unlimited, store = lab.store(), lab.store(max_sessions_per_user=2)
+    for _ in range(4):
+        sign_in(unlimited, "alice")
+    lab.pass_time(-3600)
+    newest = handles_of(store, "alice")[0]
+    browser = sign_in(store, "alice")
+    own = Visit(browser, store).session
+    assert own.user_key == "alice"
+    assert handles_of(store, "alice") == [newest, own.handle]
+
+
+def test_logins_at_once_settle_at_the_limit(lab: Lab) -> None:
+    """Logins that are all stored before one of them ends others leave the limit, and not less."""
+    for most in (1, 2, 3):
+        store = lab.store(max_sessions_per_user=most)
+        told: list[str] = []
+        store.on_deletion(lambda row, reason, told=told: told.append(row.handle))
+        store._backend = TogetherAt("delete_of_user", store.backend, 4)  # type: ignore[assignment]
+        with ThreadPoolExecutor(4) as threads:
+            browsers = list(threads.map(lambda _, store=store: sign_in(store, "alice"), range(4)))
+        users = [user_of(store, browser) for browser in browsers]
+        assert users.count("alice") == len(store.sessions_of("alice")) == most
+        assert len(told) == len(set(told)) == 4 - most
+        lab.store().revoke_user("alice")
+
+
+def test_a_slow_request_of_an_evicted_session(lab: Lab) -> None:
+    """What was loaded before the eviction is not saved after it, and sends no cookie."""
+    store = lab.store(max_sessions_per_user=1)
+    slow = Visit(sign_in(store, "alice"), store)
+    sign_in(store, "alice")
+    slow.session["x"] = 1
+    with pytest.raises(SessionGone):
+        slow.save()
+    assert "Set-Cookie" not in slow.headers
+
+
+def test_an_eviction_that_fails(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    """The login stands, its cookie goes out, a warning is logged; the next login catches up."""
+    store = lab.store(max_sessions_per_user=1)
+    sign_in(store, "alice")
+    whole = store.backend
+    store._backend = Failing("delete_of_user", whole)  # type: ignore[assignment]
+    browser = sign_in(store, "alice")
+    assert user_of(store, browser) == "alice"
+    assert len(store.sessions_of("alice")) == 2
+    (warning,) = caplog.records
+    assert warning.levelname == "WARNING"
+    assert "max_sessions_per_user=1 were not ended: the disk is on fire" in warning.getMessage()
+    assert "alice" not in warning.getMessage()
+    store._backend = whole
+    browser = sign_in(store, "alice")
+    assert handles_of(store, "alice") == [Visit(browser, store).session.handle]
+
+
+def test_a_login_whose_answer_was_lost_counts(lab: Lab) -> None:
+    """A login that turns out to have been stored ends the oldest, too."""
+    store = lab.store(max_sessions_per_user=1)
+    for first in (True, False):
+        sign_in(lab.store(), "alice")
+        browser = Browser()
+        if not first:
+            with browser.visit(store) as session:
+                session["x"] = 1
+        whole = store.backend
+        store._backend = AnswerLost("insert" if first else "update", whole)  # type: ignore[assignment]
+        with browser.visit(store) as session:
+            session.login("alice")
+        store._backend = whole
+        assert handles_of(store, "alice") == [session.handle]
+
+
+@pytest.mark.parametrize("most", [0, -1, 1.5, "3", True])
+def test_limits_that_make_no_sense(most: Any) -> None:
+    """The most sessions of a user are a positive number, or None."""
+    with pytest.raises(ConfigurationError, match="max_sessions_per_user"):
+        MemoryStore(*KEYS, max_sessions_per_user=most)
+
+
+class Wrapped:
+    """A backend with one verb replaced."""
+
+    def __init__(self, verb: str, backend: Any) -> None:
+        self._verb, self._backend = verb, backend
+
+    def __getattr__(self, name: str) -> Any:
+        return self.replaced if name == self._verb else getattr(self._backend, name)
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._backend, self._verb)(*args, **kwargs)
+
+
+class TogetherAt(Wrapped):
+    """All callers meet before one of them goes on."""
+
+    def __init__(self, verb: str, backend: Any, callers: int) -> None:
+        super().__init__(verb, backend)
+        self._barrier = threading.Barrier(callers)
+
+    def replaced(self, *args: Any, **kwargs: Any) -> Any:
+        self._barrier.wait(10)
+        return self.call(*args, **kwargs)
+
+
+class Failing(Wrapped):
+    def replaced(self, *args: Any, **kwargs: Any) -> Any:
+        raise BackendError("the disk is on fire")
+
+
+class AnswerLost(Wrapped):
+    def replaced(self, *args: Any, **kwargs: Any) -> Any:
+        self.call(*args, **kwargs)
+        raise BackendError("the answer was lost", outcome_unknown=True)
 
 
 # -- step-up

@@ -144,7 +144,9 @@ class MemoryBackend:
         self, user_key: str, *, keep: bytes | None = None, newest: int = 0
     ) -> list[PGSession]:
         with self._lock:
-            rows = [row for row in self.of_user(user_key)[newest:] if row.key != keep]
+            # A stable sort: the others keep their order.
+            rows = sorted(self.of_user(user_key), key=lambda row: row.key != keep)
+            rows = [row for row in rows[newest:] if row.key != keep]
             for row in rows:
                 del self._rows[row.key]
             return rows

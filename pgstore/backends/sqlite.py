@@ -309,13 +309,14 @@ class _Statements:
         self.scan = f"""
             SELECT {columns} FROM "{table}" WHERE key > :after AND expires_on > :now
             ORDER BY key LIMIT :limit"""
-        newest = "ORDER BY coalesce(authenticated_on, created_on) DESC, key DESC"
+        newest = "coalesce(authenticated_on, created_on) DESC, key DESC"
         of_user = "user_key = :user_key AND expires_on > :now"
         self.of_user = f"""
-            SELECT {without_data} FROM "{table}" WHERE {of_user} {newest}"""
+            SELECT {without_data} FROM "{table}" WHERE {of_user} ORDER BY {newest}"""
         self.delete_of_user = f"""
             DELETE FROM "{table}" WHERE rowid IN (
-                SELECT rowid FROM "{table}" WHERE {of_user} {newest} LIMIT -1 OFFSET :newest)
+                SELECT rowid FROM "{table}" WHERE {of_user}
+                ORDER BY key = :keep DESC, {newest} LIMIT -1 OFFSET :newest)
                 AND (:keep IS NULL OR key <> :keep)
             RETURNING {without_data}"""
         self.sweep = f"""
