@@ -33,6 +33,18 @@ class Agent:
         """The operating system's family, such as "Windows" or "iOS"; None when it is unknown."""
         return _families(self.text)[1]
 
+    def is_like(self, other: Agent) -> bool:
+        """Tell whether both are one browser on one system, whatever their versions.
+
+        Never for a missing one; unknown ones are alike when their texts are equal.
+        """
+        if not (self.text and other.text):
+            return False
+        if self.text == other.text:
+            return True
+        families = _families(self.text)
+        return families[0] is not None and families == _families(other.text)
+
     def __str__(self) -> str:
         browser, system = _families(self.text)
         return (browser or "unknown browser") + (f" on {system}" if system else "")
@@ -41,7 +53,9 @@ class Agent:
 def check_parser() -> None:
     """Raise `ConfigurationError` unless agents can be parsed."""
     if find_spec("ua_parser") is None:
-        raise ConfigurationError("comparing agents needs ua-parser: pip install 'pgstore[agents]'")
+        raise ConfigurationError(
+            "to compare agents, ua-parser is needed: pip install 'pgstore[agents]'"
+        )
 
 
 def _families(text: str | None) -> tuple[str | None, str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import timedelta
 from threading import Event
@@ -13,6 +13,7 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from . import plan
+from .agents import check_parser
 from .cleanup import Cleaner, SweepResult
 from .codecs import (
     Codec,
@@ -74,6 +75,11 @@ class Store:
     - ``save_deadline``: seconds for which a save tries again while other writers are faster.
     - ``max_sessions_per_user``: how many sessions a user may have; a login ends the oldest beyond
       them. None for any number.
+    - ``bind``: ``("ip",)``, ``("agent",)`` or both: a session is for the address, or the browser
+      and system, that made it or last logged in. Another one's request gets a new session, whose
+      ``error`` says so, and the stored one is left alone. What is missing, stored or sent, does not
+      match. Mind that the address of a mobile device changes, and that behind a proxy it is the
+      proxy's without werkzeug's ``ProxyFix``. "agent" needs the extra ``pgstore[agents]``.
 
     The store owns ``backend`` and closes it. Thread-safe once it is set up, and usable in forked
     children.
@@ -97,6 +103,7 @@ class Store:
         schema: SchemaMode = "apply",
         save_deadline: float | timedelta = 10.0,
         max_sessions_per_user: int | None = None,
+        bind: Collection[plan.Bond] = (),
     ) -> None:
         options = options if options is not None else Options()
         for key, function in (merge or {}).items():
@@ -125,6 +132,7 @@ class Store:
             lifetimes=lifetimes,
             max_length=check_max_length(max_length),
             merge=dict(merge or {}),
+            bind=_check_bind(bind),
         )
         if not (self._rules.codecs and self._rules.sealers):
             raise ConfigurationError("at least one codec and one sealer are needed")
@@ -214,12 +222,13 @@ class Store:
         if name not in self._names:
             check_cookie_name(name, self._rules.options)
             self._names.add(name)
-        found = plan.find(self._rules, environ_of(request), name)
+        environ = environ_of(request)
+        found = plan.find(self._rules, environ, name)
         error: PGStoreError | None = found.error
         if found.id is not None:
             loaded = self._backend.load(found.id.selector)
             try:
-                return plan.resume(self._rules, self, name, found, loaded)
+                return plan.resume(self._rules, self, name, found, loaded, environ)
             except SessionNotFound as missing:
                 error = missing
                 if missing.reason == "replayed":
@@ -246,7 +255,7 @@ class Store:
         if session._store is not self:
             raise ConfigurationError("the session belongs to another store")
         environ, headers = environ_of(request), _headers_of(response)
-        ip, agent = environ.get("REMOTE_ADDR"), environ.get("HTTP_USER_AGENT")
+        client = plan.client_of(environ)
         options = self._options_of(session)
         if options.max_age < 0:
             session.delete()
@@ -254,11 +263,11 @@ class Store:
         vary_on_cookie(headers)
         if session._ended:
             # For its errors: nothing ends before what comes after it is known to be storable.
-            plan.decide(self._rules, session, ip, agent)
+            plan.decide(self._rules, session, *client)
             while session._ended:
                 self._end(session, session._ended[0])
                 del session._ended[0]
-        saving = Saving(self._rules, self._backend, session, self._hooks, ip, agent)
+        saving = Saving(self._rules, self._backend, session, self._hooks, *client)
         send = saving.run(self._save_deadline)
         base = session._base
         https = self._is_https(environ, options)
@@ -576,6 +585,15 @@ class _Raw:
 
     def loads(self, data: bytes, /) -> bytes:
         return data
+
+
+def _check_bind(bind: Collection[plan.Bond]) -> Set[plan.Bond]:
+    fits = isinstance(bind, list | tuple | Set) and all(bond in ("ip", "agent") for bond in bind)
+    if not fits:
+        raise ConfigurationError(f'bind must be ("ip",), ("agent",), both, or (), not {bind!r}')
+    if "agent" in bind:
+        check_parser()
+    return frozenset(bind)
 
 
 def _key_of(session: Session | None) -> bytes | None:

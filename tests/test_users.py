@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
@@ -19,6 +20,7 @@ from pgstore import (
     NotOwner,
     Options,
     SessionGone,
+    SessionNotFound,
     Store,
 )
 from pgstore.hooks import Hooks
@@ -377,6 +379,136 @@ class AnswerLost(Wrapped):
     def replaced(self, *args: Any, **kwargs: Any) -> Any:
         self.call(*args, **kwargs)
         raise BackendError("the answer was lost", outcome_unknown=True)
+
+
+# -- sessions bound to a client
+
+
+CHROME = (
+    "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) "
+    "Chrome/126.0.0.0 Safari/537.36"
+)
+NEWER_FIREFOX = FIREFOX.replace("128.0", "131.0")
+FIREFOX_ON_WINDOWS = (
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:128.0) Gecko/20100101 Firefox/128.0"
+)
+
+
+@pytest.mark.parametrize(
+    ("bind", "address", "agent", "is_same"),
+    [
+        ((), "192.0.2.8", CHROME, True),
+        (("ip",), "192.0.2.7", CHROME, True),
+        (("ip",), "192.0.2.8", FIREFOX, False),
+        (("ip",), "", FIREFOX, False),
+        (["agent"], "192.0.2.8", FIREFOX, True),
+        (["agent"], "192.0.2.8", NEWER_FIREFOX, True),
+        ({"agent"}, "192.0.2.7", CHROME, False),
+        ({"agent"}, "192.0.2.7", FIREFOX_ON_WINDOWS, False),
+        ({"agent"}, "192.0.2.7", "", False),
+        (("ip", "agent"), "192.0.2.7", NEWER_FIREFOX, True),
+        (("ip", "agent"), "192.0.2.8", FIREFOX, False),
+        (("ip", "agent"), "192.0.2.7", CHROME, False),
+    ],
+)
+def test_a_bound_session(lab: Lab, bind: Any, address: str, agent: str, is_same: bool) -> None:
+    """Another client's request gets a new session, is told why, and leaves the stored one alone."""
+    store = lab.store(bind=bind, rotate_every=3600)
+    for login in (False, True):
+        owner = Browser(agent=FIREFOX)
+        with owner.visit(store) as session:
+            session["x"] = 1
+            if login:
+                session.login("alice")
+        # Due to be touched, and to be renewed.
+        lab.pass_time(7200)
+        before = lab.rows()
+        other = copy(owner)
+        other.address, other.agent = address, agent
+        visit = Visit(other, store)
+        if is_same:
+            assert visit.session.handle == session.handle
+            continue
+        assert visit.session.is_new
+        assert visit.session.handle != session.handle
+        assert visit.session.user_key is None
+        assert isinstance(visit.session.error, SessionNotFound)
+        assert visit.session.error.reason == "binding"
+        assert "Set-Cookie" not in visit.save()
+        assert lab.rows() == before
+        assert Visit(owner, store).session.handle == session.handle
+
+
+@pytest.mark.parametrize(("column", "bond"), [("ip", "ip"), ("user_agent", "agent")])
+def test_a_missing_stored_value_fits_nobody(lab: Lab, column: str, bond: Any) -> None:
+    """Of a session of which it is not known whose it is, nobody is the owner."""
+    browser = Browser(agent=FIREFOX)
+    with browser.visit(lab.store()) as session:
+        session.login("alice")
+    lab.set(**{column: None})
+    nobody = copy(browser)
+    nobody.address, nobody.agent = "", ""
+    for client in (browser, nobody):
+        for environ in (client.environ(), {"HTTP_COOKIE": client.environ()["HTTP_COOKIE"]}):
+            error = lab.store(bind=[bond]).new(environ, "sid").error
+            assert isinstance(error, SessionNotFound)
+            assert error.reason == "binding"
+
+
+def test_unknown_agents_fit_by_their_text(lab: Lab) -> None:
+    """Two agents of which nothing is known are not the same for that; they are when equal."""
+    store = lab.store(bind=("agent",))
+    browser = sign_in(store, "alice", agent="Something/1.0")
+    assert user_of(store, browser) == "alice"
+    browser.agent = "Other/1.0"
+    assert user_of(store, browser) is None
+
+
+def test_a_login_binds_anew(lab: Lab) -> None:
+    """A session that was bound to nobody yet, or to another, is bound to who logs in."""
+    browser = Browser(address="192.0.2.1")
+    with browser.visit(lab.store()) as session:
+        session["x"] = 1
+    browser.address = "192.0.2.2"
+    store = lab.store(bind=("ip",))
+    assert Visit(browser, store).session.is_new
+    with browser.visit(lab.store()) as session:
+        session.login("alice")
+    assert user_of(store, browser) == "alice"
+    browser.address = "192.0.2.1"
+    assert user_of(store, browser) is None
+
+
+def test_a_replay_by_another_client_ends_nothing(lab: Lab) -> None:
+    """A secret from before a renewal, sent by another client, leaves the session alone, too."""
+    store = lab.store(bind=("ip",), rotate_every=3600)
+    owner = sign_in(store, "alice")
+    thief = copy(owner)
+    thief.address = "192.0.2.66"
+    lab.pass_time(3601)
+    with owner.visit(store):
+        pass
+    lab.pass_time(60)
+    error = Visit(thief, store).session.error
+    assert isinstance(error, SessionNotFound)
+    assert error.reason == "binding"
+    assert user_of(store, owner) == "alice"
+
+
+@pytest.mark.parametrize("bind", ["ip", "agent", ("cookie",), ("ip", "host"), None, 3, [["ip"]]])
+def test_bonds_that_do_not_exist(bind: Any) -> None:
+    """A session is bound by address, by agent, by both or not at all."""
+    with pytest.raises(ConfigurationError, match="bind must be"):
+        MemoryStore(*KEYS, bind=bind)
+
+
+def test_agents_cannot_be_compared_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Binding by agent without ua-parser is refused at once, naming what to install."""
+    missing: Any = None
+    monkeypatch.setitem(sys.modules, "ua_parser", missing)
+    with pytest.raises(ConfigurationError, match=r"pgstore\[agents\]"):
+        MemoryStore(*KEYS, bind=("agent",))
+    MemoryStore(*KEYS, bind=("ip",))
 
 
 # -- step-up
