@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
+from ..errors import ConfigurationError
 from ..forks import in_forked_child
 from ..rows import Expiry, Loaded, PGSession, check_table, expiry_times
 
@@ -160,6 +162,10 @@ class MemoryBackend:
             except BaseException:
                 self._rows = before
                 raise
+
+    def using(self, connection: Any) -> MemoryBackend:
+        """Raise `ConfigurationError`: there is no connection."""
+        raise ConfigurationError("rows in memory are in no transaction: using() needs a database")
 
     def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
         if not self._sweeping.acquire(blocking=False):

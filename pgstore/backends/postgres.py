@@ -22,6 +22,7 @@ from psycopg.pq.abc import PGresult
 from ..errors import BackendError, SchemaError
 from ..rows import Expiry, Loaded, PGSession, check_table, meta_of
 from ..sql import Schema
+from .postgres_lent import Lent
 from .postgres_pool import Pool
 from .postgres_wire import Lost, Refused, Statement, Wire
 
@@ -257,6 +258,9 @@ class PostgresBackend:
             backend._run(self._sql.lock, key)
             yield backend
 
+    def using(self, connection: Any) -> PostgresBackend:
+        return self._on(Lent(connection, self._pool.statement_timeout))
+
     def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
         try:
             return self._sweep(limit, horizon)
@@ -363,22 +367,31 @@ class PostgresBackend:
 
     @property
     def _in_transaction(self) -> bool:
-        return isinstance(self._pool, _Held)
+        return isinstance(self._pool, _Held | Lent)
+
+    def _on(self, pool: Pool) -> PostgresBackend:
+        backend = copy.copy(self)
+        backend._pool = pool
+        return backend
 
     @contextmanager
     def _transaction(self) -> Iterator[PostgresBackend]:
-        """Give a backend inside a transaction, which the end of the block commits."""
+        """Give a backend inside a transaction, which the end of the block commits.
+
+        One that is open already is left to whoever opened it.
+        """
+        if self._in_transaction:
+            yield self
+            return
         wire = self._pool.get()
         try:
             # READ COMMITTED, whatever the role's default: a statement must see what was committed
             # before it.
             _control(wire, "BEGIN ISOLATION LEVEL READ COMMITTED")
-            inside = copy.copy(self)
             # Nothing is prepared there: that a statement has vanished would only show by an error,
             # and an error ends the transaction.
-            inside._pool = _Held(wire.unprepared())
             try:
-                yield inside
+                yield self._on(_Held(wire.unprepared(), self._pool.statement_timeout))
             except BaseException:
                 try:
                     _control(wire, "ROLLBACK")
@@ -445,8 +458,9 @@ class _Held:
 
     size = 1
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, statement_timeout: float) -> None:
         self._wire = wire
+        self.statement_timeout = statement_timeout
 
     def get(self) -> Wire:
         return self._wire
