@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from .errors import ConfigurationError, PGStoreError, RowError, SaveErrors
 from .ids import SessionId
-from .options import Options, SessionOptions
+from .options import Options, SessionOptions, seconds
 from .rows import PGSession
 
 __all__ = ["Contents", "Registry", "Session", "SessionStore", "Snapshot", "environ_of"]
@@ -64,6 +64,8 @@ class SessionStore(Protocol):
     def new(self, request: Any, name: str) -> Session: ...
 
     def save(self, request: Any, response: Any, session: Session) -> None: ...
+
+    def owns(self, session: Session) -> bool: ...
 
 
 class Session:
@@ -197,6 +199,23 @@ class Session:
         """When `login` was saved, aware, by the database's clock; None for an anonymous session."""
         return self._base.row.authenticated_on if self._base else None
 
+    def fresh(self, within: float | timedelta) -> bool:
+        """Tell whether the user proved who they are within so many seconds before this request.
+
+        For asking again before what is sensitive (OWASP ASVS 5.0, 7.5). By the database's clock,
+        at the time of loading, without a query. A `login` of this request counts, saved or not.
+        False for an anonymous session. Raises `ConfigurationError` unless ``within`` is positive.
+        """
+        limit = seconds(within, "within")
+        if not limit > 0:
+            raise ConfigurationError(f"within must be more than 0 seconds, not {limit:g}")
+        if self._login:
+            return True
+        if self._base is None or self._base.row.authenticated_on is None:
+            return False
+        age = self._base.now - self._base.row.authenticated_on
+        return age.total_seconds() <= limit
+
     @property
     def options(self) -> SessionOptions:
         """This session's own cookie attributes, to change before `save`; max_age -1 deletes."""
@@ -269,7 +288,7 @@ class Registry:
 
     def __init__(self, request: Any) -> None:
         self._request = request
-        self._sessions: dict[str, tuple[SessionStore, Session]] = {}
+        self._sessions: dict[str, Session] = {}
 
     @classmethod
     def of(cls, request: Any) -> Registry:
@@ -287,13 +306,13 @@ class Registry:
         """
         known = self._sessions.get(name)
         if known is None:
-            known = self._sessions[name] = store, store.new(self._request, name)
-        if known[0] is not store:
+            known = self._sessions[name] = store.new(self._request, name)
+        if not store.owns(known):
             raise ConfigurationError(
                 f"two stores use the cookie name {name!r} in one request: give each a name of its "
                 "own"
             )
-        return known[1]
+        return known
 
     def save(self, response: Any) -> None:
         """Save every session of this request (gorilla's ``sessions.Save``).
@@ -302,7 +321,7 @@ class Registry:
         one, `SaveErrors` with all of them when there were several.
         """
         errors = []
-        for _, session in self._sessions.values():
+        for session in self._sessions.values():
             try:
                 session.save(self._request, response)
             except Exception as error:  # noqa: BLE001 - raised below
