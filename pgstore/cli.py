@@ -36,7 +36,8 @@ _LONG_LIVED = Options(max_age=366 * 24 * 3600)
 
 _DSN_HELP = (
     "the database's URL: postgresql://…, sqlite:///relative.db, sqlite:////absolute.db, "
-    "mysql+pymysql://… or another of SQLAlchemy's; by default $PGSTORE_DSN, which others on this machine cannot see in the list of processes"
+    "mysql+pymysql://… or another of SQLAlchemy's; by default $PGSTORE_DSN, which others on this "
+    "machine cannot see in the list of processes"
 )
 
 
@@ -188,7 +189,9 @@ def _demo(args: argparse.Namespace) -> int:
 def _dsn(args: argparse.Namespace) -> str:
     dsn: str = args.dsn or os.environ.get("PGSTORE_DSN", "")
     if not dsn:
-        other = ", or --engine postgres|sqlite|mysql" if getattr(args, "action", "") == "print" else ""
+        other = (
+            ", or --engine postgres|sqlite|mysql" if getattr(args, "action", "") == "print" else ""
+        )
         raise ConfigurationError(f"no database: set PGSTORE_DSN to its URL, or give --dsn{other}")
     return dsn
 
@@ -331,7 +334,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dsn", metavar="URL", help=_DSN_HELP)
     parser.add_argument("--table", default="http_sessions", help="default: http_sessions")
-    parser.add_argument("--db-schema", metavar="NAME", help="the table's schema; in MySQL, its database")
+    parser.add_argument(
+        "--db-schema", metavar="NAME", help="the table's schema; in MySQL, its database"
+    )
 
 
 def _port(text: str) -> int:

@@ -371,9 +371,10 @@ class Store:
                 inside.save(request, response, session)
 
         ``connection`` is a `psycopg.Connection` for a `PGStore`, an `sqlite3.Connection` to the
-        same file for an `SQLiteStore`; anything else raises `ConfigurationError`. ``inside`` is
-        this store on that connection: what is called on it is in the transaction (but for the
-        cleanup), and nothing else is. Sessions belong to both; the own ``save`` of one goes where
+        same file for an `SQLiteStore`, a `sqlalchemy.Connection` (and its ``begin()``) for a
+        `SQLAlchemyStore`; anything else raises `ConfigurationError`. ``inside`` is this store on
+        that connection: what is called on it is in the transaction (but for the cleanup), and
+        nothing else is. Sessions belong to both; the own ``save`` of one goes where
         it was last got from. In autocommit without a transaction the methods of ``inside`` raise
         `ConfigurationError`. The transaction is neither committed nor rolled back here, and the
         connection is closed only when a statement on it broke off.

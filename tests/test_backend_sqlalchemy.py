@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
@@ -23,17 +23,35 @@ from support.sqlalchemy_labs import (
     SQLAlchemyPostgresLab,
     SQLAlchemySQLiteLab,
 )
-from support.stores import Lab
 
 
 class SQLAlchemyContract(BackendContract):
     """The contract on a lab, over an engine that the backend makes itself."""
 
-    lab: Lab
-    settings: dict[str, Any] = {"pool_size": 8, "statement_timeout": 30.0, "pool_timeout": 30.0}
+    lab: Any
+    settings: ClassVar[dict[str, Any]] = {
+        "pool_size": 8,
+        "statement_timeout": 30.0,
+        "pool_timeout": 30.0,
+    }
 
     def make_backend(self) -> Backend:
         return SQLAlchemyBackend(self.lab.url, **self.settings)
+
+    @pytest.fixture(autouse=True)
+    def _engines(self, _storage: None) -> Iterator[None]:
+        self.engines: list[sa.Engine] = []
+        yield
+        for engine in self.engines:
+            engine.dispose()
+
+    def make_engine(self) -> sa.Engine:
+        engine = sa.create_engine(self.lab.url)
+        self.engines.append(engine)
+        return engine
+
+    def make_connection(self) -> sa.Connection:
+        return self.make_engine().connect()
 
     def raw_rows(self) -> list[dict[str, Any]]:
         return self.lab.rows()
@@ -107,19 +125,8 @@ class TestUnknownDialect(PostgresThroughSQLAlchemy):
 class CallersEngine(SQLAlchemyContract):
     """Over an engine of the caller's, with the settings of the caller."""
 
-    @pytest.fixture(autouse=True)
-    def _engines(self, _storage: None) -> Iterator[None]:
-        self.engines: list[sa.Engine] = []
-        yield
-        for engine in self.engines:
-            engine.dispose()
-
-    def make_engine(self) -> sa.Engine:
-        return sa.create_engine(self.lab.url)
-
     def make_backend(self) -> Backend:
         engine = self.make_engine()
-        self.engines.append(engine)
         return SQLAlchemyBackend(engine, db_schema=getattr(self.lab, "schema", None))
 
     def test_forked_child(self, backend: Backend) -> None:
@@ -157,14 +164,18 @@ class TestPostgreSQLCallersEngine(CallersEngine, PostgresThroughSQLAlchemy):
 
     def make_engine(self) -> sa.Engine:
         options = "-c default_transaction_isolation=serializable -c timezone=Asia/Kathmandu"
-        return sa.create_engine(self.lab.url, connect_args={"options": options})
+        engine = sa.create_engine(self.lab.url, connect_args={"options": options})
+        self.engines.append(engine)
+        return engine
 
 
 class TestSQLiteCallersEngine(CallersEngine, TestSQLite):
     """With one thread's connection kept for the next, as SQLAlchemy does for files."""
 
     def make_engine(self) -> sa.Engine:
-        return sa.create_engine(self.lab.url, connect_args={"timeout": 30})
+        engine = sa.create_engine(self.lab.url, connect_args={"timeout": 30})
+        self.engines.append(engine)
+        return engine
 
 
 class TestSQLiteCallersTransactions(TestSQLiteCallersEngine):

@@ -23,7 +23,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from ..errors import BackendError, ConfigurationError, ConflictError, SchemaError
 from ..rows import Expiry, Loaded, PGSession, expiry_times
 from ..sql import statements
-from .sqlalchemy_engine import Busy, Database, Held, Job, code_of, dialect_of
+from .sqlalchemy_engine import Busy, Database, Held, Job, Lent, code_of, dialect_of
 from .sqlalchemy_tables import (
     COLUMNS,
     CONTENT,
@@ -207,8 +207,11 @@ class SQLAlchemyBackend:
         self, user_key: str, *, keep: bytes | None = None, newest: int = 0
     ) -> list[PGSession]:
         def work(job: Job) -> list[PGSession]:
-            rows = self._of_user(job, user_key, hold=True)[newest:]
-            return self._delete(job, [row for row in rows if row.key != keep])
+            # Who waits for these rows finds those that are left.
+            rows = self._of_user(job, user_key, hold=True)
+            others = [row for row in rows if row.key != keep]
+            spared = newest - (len(rows) - len(others))
+            return self._delete(job, others[max(spared, 0) :])
 
         return self._db.in_transaction(work)
 
@@ -238,15 +241,9 @@ class SQLAlchemyBackend:
     # -- the caller's transactions, schema and end
 
     def using(self, connection: Any) -> SQLAlchemyBackend:
-        if not isinstance(connection, sa.Connection):
-            raise ConfigurationError(
-                f"using wants a sqlalchemy.Connection, not {type(connection).__name__}"
-            )
-        theirs, ours = connection.dialect.name, self._dialect.name
-        if theirs != ours:
-            raise ConfigurationError(f"the connection is to {theirs}, and the store's to {ours}")
+        lent = Lent(connection, str(self._rows), self._dialect)
         self._flavour.check_connection(connection)
-        return self._inside(Held(connection, str(self._rows)))
+        return self._inside(lent)
 
     def apply_schema(self) -> None:
         if not self._db.run(self._is_applied):

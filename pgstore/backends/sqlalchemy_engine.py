@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool, Pool, QueuePool
 from ..errors import BackendError, ConfigurationError, SchemaError
 from ..forks import in_forked_child
 
-__all__ = ["Busy", "Database", "Held", "Job", "begin_immediate", "code_of", "dialect_of"]
+__all__ = ["Busy", "Database", "Held", "Job", "Lent", "code_of", "dialect_of"]
 
 T = TypeVar("T")
 
@@ -110,9 +110,9 @@ class Database:
         self._is_own = isinstance(engine_or_url, str)
         if isinstance(engine_or_url, str):
             for name, value in limits.items():
-                if value is None:
-                    continue
-                if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                kinds = int if name == "pool_size" else int | float
+                is_number = isinstance(value, kinds) and not isinstance(value, bool)
+                if value is not None and not (is_number and value > 0):
                     raise ConfigurationError(f"{name} must be a positive number, not {value!r}")
             self._late = statement_timeout or 5.0
             self.engine = _make_engine(
@@ -181,7 +181,7 @@ class Database:
         try:
             connection = self._connect(self._several)
             if self.is_sqlite:
-                begin_immediate(connection)
+                _begin_immediate(connection)
             yield Held(connection, self._table)
             committing = True
             connection.commit()
@@ -261,31 +261,75 @@ class Held:
     """A connection inside a transaction that somebody else ends."""
 
     def __init__(self, connection: sa.Connection, table: str) -> None:
-        self.connection = connection
+        self._connection = connection
         self._table = table
 
     def run(self, work: Callable[[Job], T]) -> T:
         """Do some work, once: whether any of it stays is not decided yet."""
         try:
-            return work(Job(self.connection))
+            return work(Job(self._connection))
         except exc.SQLAlchemyError as error:
             raise meaning(error, self._table) from _cause(error)
 
-    in_transaction = run
+    def in_transaction(self, work: Callable[[Job], T]) -> T:
+        return self.run(work)
 
     @contextmanager
     def transaction(self) -> Iterator[Held]:
         yield self
 
-    @contextmanager
-    def patient(self) -> Iterator[Held]:
-        yield self
+    def patient(self) -> AbstractContextManager[Held]:
+        raise ConfigurationError("the schema is not for using(): it has transactions of its own")
 
     def close(self) -> None:
-        """Do nothing: the connection is another's."""
+        """Do nothing: the block ends the transaction."""
 
 
-def begin_immediate(connection: sa.Connection) -> None:
+class Lent(Held):
+    """A connection of the caller's, in whose transaction the store's statements run."""
+
+    def __init__(self, connection: Any, table: str, dialect: sa.Dialect) -> None:
+        if not isinstance(connection, sa.Connection):
+            raise ConfigurationError(
+                f"using() wants a sqlalchemy.Connection, not {type(connection).__name__}"
+            )
+        if connection.dialect.name != dialect.name:
+            raise ConfigurationError(
+                f"the connection for using() is to {connection.dialect.name}, and the store's to "
+                f"{dialect.name}"
+            )
+        super().__init__(connection, table)
+        self._ended = False
+
+    def run(self, work: Callable[[Job], T]) -> T:
+        if self._ended:
+            raise BackendError("the block of using() has ended")
+        if self._connection.closed:
+            raise BackendError("the connection given to using() is closed")
+        if _commits_each(self._connection):
+            raise ConfigurationError(
+                "the connection for using() is in autocommit: take one that begins a transaction"
+            )
+        return super().run(work)
+
+    def close(self) -> None:
+        """Use the connection no more, and leave it as it is."""
+        self._ended = True
+
+
+def _commits_each(connection: sa.Connection) -> bool:
+    if not connection.in_transaction():
+        connection.begin()  # as SQLAlchemy does before each first statement
+    raw: Any = connection.connection.driver_connection
+    try:
+        autocommit = connection.dialect.detect_autocommit_setting(raw)
+    except NotImplementedError:
+        return False
+    # With SQLite a listener of the caller's may have begun one by hand.
+    return autocommit and not getattr(raw, "in_transaction", False)
+
+
+def _begin_immediate(connection: sa.Connection) -> None:
     """Begin a transaction of SQLite's that holds the write lock."""
     connection.begin()
     raw = connection.connection.driver_connection
@@ -428,6 +472,11 @@ def _limits(url: sa.URL, dialect: type[sa.Dialect], seconds: float) -> dict[str,
 
 
 def _check_engine(engine: sa.Engine) -> None:
+    if not engine.dialect.supports_sane_rowcount:
+        raise ConfigurationError(
+            f"SQLAlchemy's dialect {engine.dialect.name} does not tell how many rows a statement "
+            "found, and the store must know"
+        )
     if engine.dialect.is_async:
         raise ConfigurationError(
             f"the driver {engine.dialect.driver} is for asyncio: the store needs another one, "

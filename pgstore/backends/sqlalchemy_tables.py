@@ -259,7 +259,9 @@ class _Postgres(Flavour):
             return sa.cast(column, sa.Text).label("meta")
         if column.name in ("expires_on", "gc_after"):
             # An operator's "never"; the driver knows no later year, in any time zone.
-            latest: sa.ColumnElement[datetime] = sa.literal_column("timestamptz '9999-12-30 00:00:00+00'")
+            latest: sa.ColumnElement[datetime] = sa.literal_column(
+                "timestamptz '9999-12-30 00:00:00+00'"
+            )
             return sa.func.least(column, latest).label(column.name)
         return column
 
