@@ -18,7 +18,7 @@ from psycopg.pq import TransactionStatus
 
 from ..errors import BackendError, ConfigurationError, PGStoreError
 from ..forks import in_forked_child
-from .postgres_wire import Wire
+from .postgres_wire import Wire, is_utf8
 
 __all__ = ["BorrowedPool", "OwnPool", "Pool"]
 
@@ -37,6 +37,10 @@ class Pool(Protocol):
     @property
     def size(self) -> int:
         """How many connections there may be at once."""
+
+    @property
+    def statement_timeout(self) -> float:
+        """How long a statement may take, in seconds."""
 
     def get(self, *, check: bool = True) -> Wire:
         """Return an idle connection. Raises `BackendError` when there is none in time.
@@ -96,6 +100,10 @@ class OwnPool:
     @property
     def size(self) -> int:
         return self._size
+
+    @property
+    def statement_timeout(self) -> float:
+        return self._statement_timeout
 
     def get(self, *, check: bool = True) -> Wire:
         deadline = time.monotonic() + self._pool_timeout
@@ -257,6 +265,10 @@ class BorrowedPool:
     def size(self) -> int:
         return self._pool.max_size
 
+    @property
+    def statement_timeout(self) -> float:
+        return self._statement_timeout
+
     def get(self, *, check: bool = True) -> Wire:
         return self._take(self._statement_timeout)
 
@@ -334,9 +346,7 @@ def _check_fit(connection: _AnyConnection) -> None:
     """Raise for a connection that cannot be worked on."""
     if connection.pgconn.transaction_status != TransactionStatus.IDLE:
         raise BackendError("the pool handed out a connection that is inside a transaction")
-    # A pooler reports it as the client wrote it.
-    encoding = connection.pgconn.parameter_status(b"client_encoding") or b""
-    if encoding.upper().replace(b"-", b"") not in (b"UTF8", b"UNICODE"):
+    if not is_utf8(connection):
         raise ConfigurationError("the pool's connections must have client_encoding=utf8")
 
 
