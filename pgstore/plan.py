@@ -170,22 +170,24 @@ def resume(
         raise SessionNotFound(id.handle, "binding")
     current = _current_id(rules, id, loaded)
     resend = found.old_key or current is not id
-    snapshot, error = _open(rules, loaded, current, resend=resend)
+    contents, old_key, error = _open(rules, row)
     session = Session(store, name, current, error=error)
     session._user_key = row.user_key
     session.meta = {**row.meta}
-    if snapshot.contents is not None:
+    if contents is not None:
         try:
             loads = rules.serializer.loads_all
-            values, flashes = snapshot.contents
+            values, flashes = contents
             session.values = dict(zip(values, loads(values.values()), strict=True))
             if flashes:
                 session._flashes = dict(zip(flashes, loads(flashes.values()), strict=True))
-            snapshot = snapshot._replace(decoded=session.values.copy())
         except UnknownTypeError as unknown:
+            contents = None
             session.values, session._flashes, session.error = {}, {}, unknown
-            snapshot = snapshot._replace(contents=None)
-    session._base = snapshot
+    decoded = session.values.copy()
+    session._base = Snapshot(
+        row, current, contents, loaded.now, old_key, resend, lapsed=False, decoded=decoded
+    )
     return session
 
 
@@ -294,7 +296,8 @@ def rebase(rules: Rules, session: Session, loaded: Loaded | None) -> None:
         # Renewed by age, and longer ago than the grace: a slow request, whose changes still count.
         id, lapsed = base.id, True
     resend = base.resend or id is not base.id
-    theirs, unreadable = _open(rules, loaded, id, resend=resend, lapsed=lapsed)
+    contents, old_key, unreadable = _open(rules, row)
+    theirs = Snapshot(row, id, contents, loaded.now, old_key, resend, lapsed)
     # What another user's session holds is not taken over by the one who logs in on top of it.
     stranger = session._login and row.user_key not in (None, session._user_key)
     if not (stranger or session._overwrite):
@@ -441,18 +444,18 @@ def _is_old(rules: Rules, base: Snapshot) -> bool:
     return age >= timedelta(seconds=rules.lifetimes.rotate_every)
 
 
-def _open(
-    rules: Rules, loaded: Loaded, id: SessionId, *, resend: bool, lapsed: bool = False
-) -> tuple[Snapshot, PGStoreError | None]:
-    """Open a row. Raises `RowError` for data that is not this row's."""
-    row, now = loaded
+def _open(rules: Rules, row: PGSession) -> tuple[Contents | None, bool, PGStoreError | None]:
+    """Open a row: return what it holds, whether an old key opened it, and why it cannot be read.
+
+    Raises `RowError` for data that is not this row's.
+    """
     data, old_key = _unseal(rules, row)
     try:
         values, flashes = rules.serializer.loads(data)
         contents = Contents(values, {(key, ident): item for key, ident, item in flashes})
     except UnknownTypeError as unknown:
-        return Snapshot(row, id, None, now, old_key, resend, lapsed), unknown
-    return Snapshot(row, id, contents, now, old_key, resend, lapsed), None
+        return None, old_key, unknown
+    return contents, old_key, None
 
 
 def _encode(rules: Rules, session: Session) -> Contents:

@@ -338,7 +338,8 @@ class Registry:
 def environ_of(request: Any) -> MutableMapping[str, Any]:
     """Return the WSGI environ of a werkzeug Request, or of an environ."""
     environ = getattr(request, "environ", request)
-    if not isinstance(environ, MutableMapping):
+    # The first check is several times faster, and answers nearly always (PEP 3333 wants a dict).
+    if not isinstance(environ, dict) and not isinstance(environ, MutableMapping):
         raise ConfigurationError(
             "the request must be a werkzeug Request or a WSGI environ, "
             f"not {type(request).__name__}"

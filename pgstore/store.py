@@ -610,12 +610,14 @@ def _key_for(handle: str, owner: str | EllipsisType | None) -> bytes | None:
 
 
 def _headers_of(response: Any) -> Headers:
-    headers = getattr(response, "headers", response)
-    if not all(hasattr(headers, name) for name in ("add", "getlist", "setlist")):
+    headers: Headers = getattr(response, "headers", response)
+    try:
+        headers.add, headers.getlist, headers.setlist  # noqa: B018
+    except AttributeError:
         raise ConfigurationError(
             f"the response must be a werkzeug Response or Headers, not {type(response).__name__}"
-        )
-    return headers  # type: ignore[no-any-return]
+        ) from None
+    return headers
 
 
 def _cookie_age(base: Snapshot) -> int | None:
