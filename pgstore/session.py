@@ -71,6 +71,8 @@ class SessionStore(Protocol):
 
     def save(self, request: Any, response: Any, session: Session) -> None: ...
 
+    def owns(self, session: Session) -> bool: ...
+
 
 class Session:
     """Values that follow one browser from request to request.
@@ -293,9 +295,7 @@ class Registry:
     def __init__(self, request: Any) -> None:
         self._environ = environ_of(request)
         # The environ keeps the sessions and not this object, which would keep the environ.
-        self._sessions: dict[str, tuple[SessionStore, Session]] = self._environ.setdefault(
-            _REGISTRY_KEY, {}
-        )
+        self._sessions: dict[str, Session] = self._environ.setdefault(_REGISTRY_KEY, {})
 
     @classmethod
     def of(cls, request: Any) -> Registry:
@@ -309,13 +309,13 @@ class Registry:
         """
         known = self._sessions.get(name)
         if known is None:
-            known = self._sessions[name] = store, store.new(self._environ, name)
-        if known[0] is not store:
+            known = self._sessions[name] = store.new(self._environ, name)
+        if not store.owns(known):
             raise ConfigurationError(
                 f"two stores use the cookie name {name!r} in one request: give each a name of its "
                 "own"
             )
-        return known[1]
+        return known
 
     def save(self, response: Any) -> None:
         """Save every session of this request (gorilla's ``sessions.Save``).
@@ -324,7 +324,7 @@ class Registry:
         one, `SaveErrors` with all of them when there were several.
         """
         errors = []
-        for _, session in self._sessions.values():
+        for session in self._sessions.values():
             try:
                 session.save(self._environ, response)
             except Exception as error:  # noqa: BLE001 - raised below
