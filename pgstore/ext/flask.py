@@ -9,11 +9,11 @@ flask.session.login("alice")
 from __future__ import annotations
 
 import atexit
-import threading
 from collections.abc import Callable, Iterator
 from functools import wraps
+from threading import Event
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import flask
 from flask import Flask, current_app
@@ -23,7 +23,6 @@ from werkzeug.exceptions import ServiceUnavailable
 from .. import plan
 from ..cookies import clear_cookie, vary_on_cookie
 from ..errors import BackendError, ConfigurationError, ConflictError, RowError, SessionGone
-from ..forks import in_forked_child
 from ..options import Options, SameSite, SessionOptions, check_cookie_name
 from ..session import Registry, Session
 from ..store import Store
@@ -64,14 +63,9 @@ class FlaskSessions(SessionInterface):
             raise ConfigurationError("FlaskSessions takes an app, a store, or an app and a store")
         self._given = store
         self._made: WeakKeyDictionary[Flask, dict[object, Store]] = WeakKeyDictionary()
-        self._cleaned: WeakSet[Store] = WeakSet()
-        self._start_anew()
-        in_forked_child(self._start_anew)
+        self._cleaners: WeakKeyDictionary[Store, tuple[Event, Event]] = WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
-
-    def _start_anew(self) -> None:
-        self._lock = threading.Lock()
 
     def init_app(self, app: Flask) -> None:
         """Make this the app's session interface, and add the ``flask sessions`` commands.
@@ -133,11 +127,13 @@ class FlaskSessions(SessionInterface):
 
     def _store_of(self, app: Flask) -> Store:
         origin = app.config.get("PGSTORE_URL"), app.config.get("PGSTORE_KEYS"), secrets_of(app)
-        with self._lock:
-            stores = self._made.setdefault(app, {})
-            if origin not in stores:
-                stores[origin] = open_store_of(app)
-            return stores[origin]
+        stores = self._made.setdefault(app, {})
+        if origin not in stores:
+            # Under no lock: while the database is down, each request waits for itself.
+            store = open_store_of(app)
+            if stores.setdefault(origin, store) is not store:
+                store.close()
+        return stores[origin]
 
     def _load(self, app: Flask, environ: WSGIEnvironment, name: str) -> Session:
         store = self._given or self._store_of(app)
@@ -153,11 +149,12 @@ class FlaskSessions(SessionInterface):
 
     def _clean(self, store: Store, interval: float | timedelta | None) -> None:
         """Start the cleaner, once per process; never in a reloader's parent, which serves none."""
-        if interval and store not in self._cleaned:
-            with self._lock:
-                if store not in self._cleaned:
-                    atexit.register(store.stop_cleanup, *store.cleanup(interval))
-                    self._cleaned.add(store)
+        if interval and store not in self._cleaners:
+            events = store.cleanup(interval)
+            if self._cleaners.setdefault(store, events) is events:
+                atexit.register(store.stop_cleanup, *events)
+            else:
+                store.stop_cleanup(*events)
 
     def _options(self, app: Flask, own: Options) -> Options:
         """Return the cookie's attributes: the app's settings, and the store's ``own`` elsewhere.
@@ -282,6 +279,10 @@ class FlaskSession(SessionMixin):
         """Tie the session to a user and give it a new secret; see `Session.login`."""
         self.pgstore.login(user_key)
         self.modified = True
+
+    def fresh(self, within: float | timedelta) -> bool:
+        """Tell whether the user proved who they are so lately; see `Session.fresh`."""
+        return self._loaded().fresh(within)
 
     def logout(self) -> None:
         """End the session and have the browser forget its cookie; see `Session.delete`."""

@@ -27,9 +27,9 @@ commands = AppGroup("sessions", help="List and end sessions, and look after thei
 def _list(user: str) -> None:
     """List the live sessions of USER, the newest sign-in first."""
     with _store() as store:
-        for row in store.sessions_of(user):
-            seen = row.seen_on and row.seen_on.isoformat(" ", "seconds")
-            click.echo(f"{row.handle}  {seen}  {row.ip or '-'}  {row.user_agent or '-'}")
+        for session in store.sessions_of(user):
+            seen = session.seen_on.isoformat(" ", "seconds")
+            click.echo(f"{session.handle}  {seen}  {session.ip or '-'}  {session.agent}")
 
 
 @commands.command("revoke")
