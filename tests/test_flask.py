@@ -559,6 +559,13 @@ def test_messages_in_place(site: FlaskSite, browser: FlaskClient) -> None:
         site.visit(browser, lambda: session["_flashes"])
 
 
+def test_messages_of_the_stores_kind(site: FlaskSite, browser: FlaskClient) -> None:
+    """Messages that were added with `Session.add_flash` are others, and stay what they are."""
+    site.visit(browser, do(lambda: session.pgstore.add_flash("core"), lambda: flask.flash("flask")))
+    assert site.visit(browser, lambda: str(flask.get_flashed_messages())).text == "['flask']"
+    assert site.visit(browser, lambda: str(session.pgstore.flashes())).text == "['core']"
+
+
 def test_messages_of_parallel_requests(site: FlaskSite, browser: FlaskClient) -> None:
     """Whoever adds or shows meanwhile: each message is shown by later requests exactly once."""
     site.visit(browser, lambda: flask.flash("old"))
