@@ -237,6 +237,14 @@ class Session:
         """Save to the store that made this session; see `Store.save`."""
         self._store.save(request, response, self)
 
+    def send_cookie(self) -> None:
+        """Send the cookie with the next save though the browser's is good: its `options` changed.
+
+        A new session's cookie is sent anyway.
+        """
+        if self._base is not None:
+            self._base = replace(self._base, resend=True)
+
     def regenerate(self) -> None:
         """Give the session a new secret; the cookie so far is dead once `save` has returned.
 
@@ -316,6 +324,11 @@ class Registry:
                 "own"
             )
         return known
+
+    def known(self, name: str) -> Session | None:
+        """Return this request's session called ``name`` if it was loaded already; load nothing."""
+        known = self._sessions.get(name)
+        return known and known[1]
 
     def save(self, response: Any) -> None:
         """Save every session of this request (gorilla's ``sessions.Save``).

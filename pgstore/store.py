@@ -278,7 +278,7 @@ class Store:
         https = self._is_https(environ, options)
         if base is not None and not base.lapsed and (send or base.resend):
             value = encode_multi(session.name, session._id.to_bytes(), self._rules.codecs)
-            age = _cookie_age(base)
+            age = _cookie_age(base) if options.persistent else None
             set_cookie(headers, session.name, value, options, age, https=https)
             plan.sent(session)
         elif session._forget is not None:
