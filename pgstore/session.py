@@ -243,7 +243,7 @@ class Session:
         A new session's cookie is sent anyway.
         """
         if self._base is not None:
-            self._base = replace(self._base, resend=True)
+            self._base = self._base._replace(resend=True)
 
     def regenerate(self) -> None:
         """Give the session a new secret; the cookie so far is dead once `save` has returned.
@@ -327,8 +327,7 @@ class Registry:
 
     def known(self, name: str) -> Session | None:
         """Return this request's session called ``name`` if it was loaded already; load nothing."""
-        known = self._sessions.get(name)
-        return known and known[1]
+        return self._sessions.get(name)
 
     def save(self, response: Any) -> None:
         """Save every session of this request (gorilla's ``sessions.Save``).
