@@ -279,7 +279,7 @@ class Store:
         https = self._is_https(environ, options)
         if base is not None and not base.lapsed and (send or base.resend):
             value = encode_multi(session.name, session._id.to_bytes(), self._rules.codecs)
-            age = _cookie_age(base)
+            age = _cookie_age(base) if options.persistent else None
             set_cookie(headers, session.name, value, options, age, https=https)
             plan.sent(session)
         elif session._forget is not None:
@@ -738,12 +738,14 @@ def _key_for(handle: str, owner: str | EllipsisType | None) -> bytes | None:
 
 
 def _headers_of(response: Any) -> Headers:
-    headers = getattr(response, "headers", response)
-    if not all(hasattr(headers, name) for name in ("add", "getlist", "setlist")):
+    headers: Headers = getattr(response, "headers", response)
+    try:
+        headers.add, headers.getlist, headers.setlist  # noqa: B018
+    except AttributeError:
         raise ConfigurationError(
             f"the response must be a werkzeug Response or Headers, not {type(response).__name__}"
-        )
-    return headers  # type: ignore[no-any-return]
+        ) from None
+    return headers
 
 
 def _cookie_age(base: Snapshot) -> int | None:

@@ -459,12 +459,16 @@ def test_the_transaction_is_as_the_connection_says(pg_lab: PostgresLab, pg_store
                 inside.revoke_user("alice")
 
 
-def test_a_connection_that_is_lost_inside(pg_lab: PostgresLab, pg_store: Store) -> None:
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_connection_that_is_lost_inside(
+    pg_lab: PostgresLab, pg_store: Store, begun: bool
+) -> None:
     """Nothing is tried again, and nothing was done: the outcome is known."""
     browser = sign_in(pg_store)
     connection = pg_lab.connect()
     with pg_store.using(connection) as inside:
-        inside.revoke_user("alice")
+        if begun:
+            inside.revoke_user("alice")
         pg_lab.execute("SELECT pg_terminate_backend(%s)", [connection.info.backend_pid])
         with pytest.raises(BackendError) as caught:
             inside.revoke_user("bob")
@@ -472,6 +476,20 @@ def test_a_connection_that_is_lost_inside(pg_lab: PostgresLab, pg_store: Store) 
         with pytest.raises(BackendError, match="is closed"):
             inside.revoke_user("bob")
     assert user_of(pg_store, browser) == "alice"
+
+
+def test_a_statement_inside_that_is_late(pg_lab: PostgresLab) -> None:
+    """Its answer may still come, so that nobody may use the connection any more."""
+    store = pg_lab.store(statement_timeout=0.3)
+    handle = Visit(sign_in(store), store).session.handle
+    with pg_lab.connect() as other, pg_lab.connect() as connection:
+        other.execute("SELECT FROM http_sessions FOR UPDATE")
+        with store.using(connection) as inside:
+            with pytest.raises(BackendError, match="time limit"):
+                inside.revoke(handle)
+            assert connection.closed
+        other.rollback()
+    assert store.fetch(handle)
 
 
 def test_a_transaction_that_has_failed(pg_lab: PostgresLab, pg_store: Store) -> None:

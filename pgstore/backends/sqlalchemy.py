@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -112,8 +111,7 @@ class SQLAlchemyBackend:
             if any(key is not None for _, key in found):
                 return None
             now = found[0][0]
-            stored = replace(
-                row,
+            stored = row.but(
                 created_on=now,
                 modified_on=now,
                 authenticated_on=None if row.user_key is None else now,
@@ -136,6 +134,7 @@ class SQLAlchemyBackend:
         *,
         login: bool = False,
         renew: bool = False,
+        data_only: bool = False,
     ) -> PGSession | None:
         def change(now: datetime, old: Mapping[str, Any]) -> PGSession | None:
             if old["version"] != version:
@@ -145,10 +144,12 @@ class SQLAlchemyBackend:
                 times["authenticated_on"] = now
             if renew:
                 times["renewed_on"] = now
-            new = replace(row, **times)
+            new = row.but(**times)
             start = new.authenticated_on or new.created_on
             return new if expiry is None else _seen(new, now, start, expiry)
 
+        if data_only and expiry is None:
+            return self._swap(row.key, change, ("data", "version", "modified_on"))
         return self._swap(row.key, change, (*CONTENT, *TIMES[1:]))
 
     def touch(self, row: PGSession, expiry: Expiry) -> PGSession | None:
@@ -517,4 +518,4 @@ class _Statements:
 
 def _seen(row: PGSession, now: datetime, start: datetime | None, expiry: Expiry) -> PGSession:
     expires_on, gc_after = expiry_times(now, start or now, expiry)
-    return replace(row, seen_on=now, expires_on=expires_on, gc_after=gc_after)
+    return row.but(seen_on=now, expires_on=expires_on, gc_after=gc_after)
