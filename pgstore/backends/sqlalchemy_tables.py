@@ -98,7 +98,7 @@ def sessions_table(
             for column in TIMES
         ),
         schema=schema,
-        postgresql_with={"fillfactor": "80"},
+        **_STORAGE,
         sqlite_strict=True,
         mysql_engine="InnoDB",
         mariadb_engine="InnoDB",
@@ -107,6 +107,12 @@ def sessions_table(
     has_user = table.c.user_key.is_not(None)
     sa.Index(f"{name}_user_key", table.c.user_key, postgresql_where=has_user, sqlite_where=has_user)
     return table
+
+
+# Room for updates in place, for which SQLAlchemy 2.0 has no word.
+_STORAGE: Final[dict[str, Any]] = (
+    {} if sa.__version__.startswith("2.0.") else {"postgresql_with": {"fillfactor": "80"}}
+)
 
 
 def _bytes(length: int | None, in_mysql: sa.types.TypeEngine[bytes] | None = None) -> Any:
