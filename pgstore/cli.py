@@ -1,4 +1,4 @@
-"""The command ``pgstore``: keys, the table, cleaning up, rotating keys, and a demo.
+"""The command ``pgstore``: keys, the table, users' sessions, cleaning up, and a demo.
 
 Exit codes: 0 done, 1 the database failed or the answer is no, 2 something is set wrongly, 130
 interrupted. An error is one line on stderr, without the database's URL or a key in it.
@@ -18,6 +18,7 @@ from threading import Event
 from types import FrameType
 
 from . import __version__
+from .devices import format_sessions
 from .errors import ConfigurationError, PGStoreError
 from .ids import generate_random_key
 from .options import Options
@@ -131,6 +132,22 @@ def _cleanup(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             pass  # leaving the store waits for the batch that is under way
     return 0
+
+
+def _sessions_list(args: argparse.Namespace) -> int:
+    with _store(args) as store:
+        print(format_sessions(store.sessions_of(args.user)), end="")
+    return 0
+
+
+def _sessions_revoke(args: argparse.Namespace) -> int:
+    with _store(args) as store:
+        if args.user is not None:
+            ended = store.revoke_user(args.user)
+        else:
+            ended = int(store.revoke(args.handle))
+    print(f"revoked {ended}")
+    return 0 if ended or args.handle is None else 1
 
 
 def _reseal(args: argparse.Namespace) -> int:
@@ -253,6 +270,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="about how long to wait between sweeps (default: 300)",
     )
+
+    sub = command("sessions", None, "list or end the sessions of a user")
+    actions = sub.add_subparsers(title="actions", metavar="ACTION", required=True)
+    sub = actions.add_parser("list", help="list a user's live sessions, the newest login first")
+    sub.set_defaults(run=_sessions_list)
+    sub.add_argument("user", metavar="USER", help="the user key, exactly as the application has it")
+    _add_table(sub)
+    sub = actions.add_parser("revoke", help="end one session, or all of a user's")
+    sub.set_defaults(run=_sessions_revoke)
+    which = sub.add_mutually_exclusive_group(required=True)
+    which.add_argument("--handle", help="as 'list' shows it; the exit code is 1 if there is none")
+    which.add_argument("--user", help="all sessions of the user with this very key")
+    _add_table(sub)
 
     sub = command("reseal", _reseal, "rewrite the rows that were sealed with old keys")
     _add_table(sub)

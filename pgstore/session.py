@@ -65,6 +65,8 @@ class SessionStore(Protocol):
 
     def save(self, request: Any, response: Any, session: Session) -> None: ...
 
+    def owns(self, session: Session) -> bool: ...
+
 
 class Session:
     """Values that follow one browser from request to request.
@@ -294,7 +296,7 @@ class Registry:
 
     def __init__(self, request: Any) -> None:
         self._request = request
-        self._sessions: dict[str, tuple[SessionStore, Session]] = {}
+        self._sessions: dict[str, Session] = {}
 
     @classmethod
     def of(cls, request: Any) -> Registry:
@@ -312,13 +314,13 @@ class Registry:
         """
         known = self._sessions.get(name)
         if known is None:
-            known = self._sessions[name] = store, store.new(self._request, name)
-        if known[0] is not store:
+            known = self._sessions[name] = store.new(self._request, name)
+        if not store.owns(known):
             raise ConfigurationError(
                 f"two stores use the cookie name {name!r} in one request: give each a name of its "
                 "own"
             )
-        return known[1]
+        return known
 
     def known(self, name: str) -> Session | None:
         """Return this request's session called ``name`` if it was loaded already; load nothing."""
@@ -332,7 +334,7 @@ class Registry:
         one, `SaveErrors` with all of them when there were several.
         """
         errors = []
-        for _, session in self._sessions.values():
+        for session in self._sessions.values():
             try:
                 session.save(self._request, response)
             except Exception as error:  # noqa: BLE001 - raised below

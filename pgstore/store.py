@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from threading import Event
@@ -34,7 +36,7 @@ from .errors import (
     SessionGone,
     SessionNotFound,
 )
-from .hooks import DeletionCallback, Hooks, Unsubscribe
+from .hooks import DeletionCallback, HeldHooks, Hooks, Unsubscribe
 from .ids import SessionId, key_of
 from .merge import MergeFunction
 from .options import Lifetimes, Options, check_cookie_name, seconds
@@ -146,6 +148,9 @@ class Store:
                 f"max_sessions_per_user must be 1 or more sessions, or None, not {most!r}"
             )
         self._max_sessions = most
+        # The store whose `using` made this one, and the sessions that this one gave out.
+        self._outer: Self | None = None
+        self._given: list[Session] = []
         self._names: set[str] = set()
         self._is_https = HttpsCheck()
         self._hooks = Hooks()
@@ -210,7 +215,7 @@ class Store:
         that cannot name a cookie, or that another store uses in this request, and `BackendError`
         when the storage fails.
         """
-        return Registry.of(request).get(self, name)
+        return self._give(Registry.of(request).get(self, name))
 
     def new(self, request: Any, name: str) -> Session:
         """Load the session that the request's cookie ``name`` leads to, or make a new one.
@@ -228,7 +233,7 @@ class Store:
         if found.id is not None:
             loaded = self._backend.load(found.id.selector)
             try:
-                return plan.resume(self._rules, self, name, found, loaded, environ)
+                return self._give(plan.resume(self._rules, self, name, found, loaded, environ))
             except SessionNotFound as missing:
                 error = missing
                 if missing.reason == "replayed":
@@ -236,7 +241,7 @@ class Store:
             except RowError as refused:
                 _log.warning("session %s was refused: %s", found.id.handle, refused)
                 error = refused
-        return Session(self, name, SessionId.new(time.time()), error=error)
+        return self._give(Session(self, name, SessionId.new(time.time()), error=error))
 
     def save(self, request: Any, response: Any, session: Session) -> None:
         """Store what this request changed, and put the cookie on the response if need be.
@@ -252,7 +257,7 @@ class Store:
         `ConflictError` when other writers were faster for all of ``save_deadline``; `BackendError`
         when the storage fails, with ``outcome_unknown`` when the write may have been stored.
         """
-        if session._store is not self:
+        if not self.owns(session):
             raise ConfigurationError("the session belongs to another store")
         environ, headers = environ_of(request), _headers_of(response)
         client = plan.client_of(environ)
@@ -281,6 +286,10 @@ class Store:
         session._forget = None
         if saving.logged_in and self._max_sessions is not None:
             self._evict_beyond(self._max_sessions, session)
+
+    def owns(self, session: Session) -> bool:
+        """Tell whether this store made the session, also inside or outside of its `using`."""
+        return isinstance(session._store, Store) and session._store._root is self._root
 
     # -- users
 
@@ -349,6 +358,55 @@ class Store:
         """
         return self._hooks.subscribe(callback)
 
+    # -- transactions
+
+    @contextmanager
+    def using(self, connection: Any) -> Iterator[Self]:
+        """Run statements in a transaction of yours: all of it is committed, or nothing.
+
+            with store.using(connection) as inside, connection.transaction():
+                connection.execute("UPDATE accounts SET password = …")
+                inside.revoke_user("alice", keep=session)
+                inside.save(request, response, session)
+
+        ``connection`` is a `psycopg.Connection` for a `PGStore`, an `sqlite3.Connection` to the
+        same file for an `SQLiteStore`; anything else raises `ConfigurationError`. ``inside`` is
+        this store on that connection: what is called on it is in the transaction (but for the
+        cleanup), and nothing else is. Sessions belong to both; the own ``save`` of one goes where
+        it was last got from. In autocommit without a transaction the methods of ``inside`` raise
+        `ConfigurationError`. The transaction is neither committed nor rolled back here, and the
+        connection is closed only when a statement on it broke off.
+
+        End the transaction inside the block, as above: when that is left, the callbacks of
+        `on_deletion` are called for the rows that are gone, unless an exception leaves it. After a
+        rollback, drop the response, and do not save the session again: both speak of what was not
+        stored. The next request finds what is.
+
+        An eviction (``max_sessions_per_user``) that fails is raised by ``inside.save``.
+        """
+        backend, held = self._backend.using(connection), HeldHooks(self._hooks)
+        inside = copy.copy(self)
+        inside._backend, inside._hooks = backend, held
+        inside._outer, inside._given = self, []
+        try:
+            yield inside
+        finally:
+            backend.close()
+            for session in inside._given:
+                if session._store is inside:
+                    self._give(session)
+        try:
+            kept = held.release(lambda key: self._backend.load(key) is not None)
+        except BackendError as error:
+            _log.warning("callbacks for what ended in a transaction were not called: %s", error)
+            return
+        if kept:
+            _log.warning(
+                "no callbacks were called for %d sessions that ended in a transaction: it was "
+                "rolled back, or is still open (end it inside the block of using())",
+                kept,
+            )
+
     # -- cleanup
 
     def delete_expired(self) -> int:
@@ -381,7 +439,12 @@ class Store:
         return self._cleaner.run(stop, interval)
 
     def close(self) -> None:
-        """Stop the cleanups of this store and free what it opened. May be called again."""
+        """Stop the cleanups of this store and free what it opened. May be called again.
+
+        Inside `using` it does nothing: the block is the end.
+        """
+        if self._outer is not None:
+            return
         self._cleaner.close()
         self._backend.close()
 
@@ -420,6 +483,18 @@ class Store:
             row = loaded.row
         return "old"
 
+    def _give(self, session: Session) -> Session:
+        """Return a session that its own `save` saves to this store."""
+        session._store = self
+        if self._outer is not None:
+            self._given.append(session)
+        return session
+
+    @property
+    def _root(self) -> Self:
+        """The store itself, also for the one inside `using`."""
+        return self if self._outer is None else self._outer._root
+
     def _options_of(self, session: Session) -> Options:
         if session._options is None:
             return self._rules.options
@@ -452,6 +527,8 @@ class Store:
         try:
             rows = self._backend.delete_of_user(user_key, keep=_key_of(session), newest=most)
         except BackendError as error:
+            if self._outer is not None:
+                raise  # with the transaction, in which nothing stands by itself
             # The login stands, and its cookie goes out.
             _log.warning(
                 "after the login of session %s the user's sessions beyond "

@@ -346,6 +346,55 @@ def test_cleanup_without_its_table_ends_at_once(place: Place, run: Run) -> None:
     assert "schema apply" in done.err
 
 
+# -- sessions ------------------------------------------------------------------------------------
+
+
+def sign_in(place: Place, user: str, **client: str) -> str:
+    with Browser(**client).visit(place.store()) as session:
+        session.login(user)
+        session.meta["device"] = "phone\x1b[31m"
+    return session.handle
+
+
+def test_a_users_sessions_are_listed(place: Place, run: Run) -> None:
+    """One line for each, the newest first, with nothing in it that steers a terminal."""
+    agent = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
+    old = sign_in(place, "alice", agent=agent)
+    place.lab.pass_time(3600)
+    new = sign_in(place, "alice", address="2001:db8::1", agent="Something\x1b[2J/1")
+    sign_in(place, "Alice")
+    place.lab.set(ip="10.0.0.1\x1b[2J")
+    done = run("sessions", "list", "alice", *place.options)
+    assert (done.code, done.err) == (0, "")
+    title, first, second = done.out.splitlines()
+    assert title.split("  ")[0] == "HANDLE"
+    line = r"{}(  [\d-]{{10}} \d\d:\d\d){{3}}  10\.0\.0\.1\?\[2J  {} +device=phone\?\[31m"
+    assert re.fullmatch(line.format(new, r"Something\[2J/1"), first)
+    assert re.fullmatch(line.format(old, "Firefox on Linux"), second)
+    (title,) = run("sessions", "list", "bob", *place.options).out.splitlines()
+    assert title.startswith("HANDLE")
+
+
+def test_a_session_is_revoked_by_its_handle(place: Place, run: Run) -> None:
+    """The exit code tells whether there was one."""
+    handle, other = sign_in(place, "alice"), sign_in(place, "alice")
+    codes = [run("sessions", "revoke", "--handle", handle, *place.options).code for _ in range(2)]
+    assert codes == [0, 1]
+    assert [one.handle for one in place.store().sessions_of("alice")] == [other]
+
+
+def test_a_users_sessions_are_revoked(place: Place, run: Run) -> None:
+    """All of them; and it is no error when there are none."""
+    for user in ("alice", "alice", "Alice"):
+        sign_in(place, user)
+    for expected in (2, 0):
+        done = run("sessions", "revoke", "--user", "alice", *place.options)
+        assert (done.code, done.out) == (0, f"revoked {expected}\n")
+    assert len(place.lab.rows()) == 1
+    assert run("sessions", "revoke", "--user", "", *place.options).code == 2
+    assert run("sessions", "revoke", *place.options).code == 2
+
+
 # -- reseal ----------------------------------------------------------------------------------------
 
 

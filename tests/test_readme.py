@@ -45,11 +45,17 @@ def test_the_other_examples(handler: dict[str, Any], pg_lab: PostgresLab) -> Non
     request: dict[str, Any] = {"wsgi.url_scheme": "http"}
     response = Headers()
     names = handler | {"request": request, "response": response, "handle": "A" * 22}
+    names["new_hash"] = "…"
+    pg_lab.execute("CREATE TABLE accounts (name text, password text)")
+    pg_lab.execute("CREATE TABLE audit (name text, what text)")
     for example in EXAMPLES[1:]:
         exec(compile(example, "README.md", "exec"), names)
         if names["store"] not in pg_lab._stores:
             pg_lab._stores.append(names["store"])
     assert "session=;" in response["Set-Cookie"]
+    with pg_lab.connect() as connection:
+        audit = connection.execute("SELECT * FROM audit").fetchall()
+    assert audit == [("alice", "password changed")]
     assert pg_lab.rows() == []
 
 

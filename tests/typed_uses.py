@@ -90,6 +90,8 @@ def make_stores(pool: ConnectionPool[psycopg.Connection[Any]]) -> Sequence[Store
             codecs=codecs_from_pairs(HASH_KEY, max_age=0),
             schema="check",
             save_deadline=timedelta(seconds=5),
+            max_sessions_per_user=3,
+            bind=("ip", "agent"),
         ),
     ]
 
@@ -114,6 +116,7 @@ def mistakes() -> None:
     PGStore("dbname=app", HASH_KEY, pooler="session")  # type: ignore[arg-type]
     Store(MemoryBackend(), HASH_KEY, schema="create")  # type: ignore[arg-type]
     Store(MemoryBackend(), HASH_KEY, merge={"hits": sum})  # type: ignore[dict-item]
+    Store(MemoryBackend(), HASH_KEY, bind=("host",))  # type: ignore[arg-type]
     Store("dbname=app", HASH_KEY)  # type: ignore[arg-type]
     SecureCookie(None)  # type: ignore[arg-type]
 
@@ -138,8 +141,9 @@ def handler(store: Store, request: Request) -> Response:
 
 def devices(store: Store, request: Request) -> str:
     session = store.get(request, "session")
-    if session.user_key is None:
+    if session.user_key is None or not session.fresh(within=timedelta(minutes=5)):
         return ""
+    assert_type(store.fetch(session.handle, owner=session.user_key), UserSession | None)
     listed = store.sessions_of(session.user_key, current=session)
     assert_type(listed, list[UserSession])
     for one in listed:
@@ -148,6 +152,15 @@ def devices(store: Store, request: Request) -> str:
         assert_type(one.agent.browser, str | None)
         one.current = True  # type: ignore[misc]
     return ", ".join(f"{one.agent} {one.ip}" for one in listed)
+
+
+def change_password(
+    store: PGStore, connection: psycopg.Connection[Any], session: Session, response: Response
+) -> None:
+    with store.using(connection) as inside, connection.transaction():
+        assert_type(inside, PGStore)
+        inside.revoke_user("user-7", keep=session)
+        inside.save({}, response, session)
 
 
 def wsgi_app(
