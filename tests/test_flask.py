@@ -802,6 +802,13 @@ def test_the_same_session_as_the_stores(lab: Lab, site: FlaskSite, browser: Flas
     response = site.visit(browser, only_the_store)
     assert response.headers["Vary"] == "Cookie"
     assert site.visit(browser, shown).text == "{'x': 2}"
+
+    def with_options_of_its_own() -> None:
+        store.get(flask.request, "session").options.max_age = 60
+        session["x"] += 1
+
+    site.visit(browser, with_options_of_its_own)
+    assert lab.row()["max_age"] == 60
     site.visit(browser, lambda: store.get(flask.request, "session").clear())
     assert (lab.rows(), cookie_of(browser)) == ([], None)
 
