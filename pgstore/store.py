@@ -497,7 +497,7 @@ class Store:
 
     def _options_of(self, session: Session) -> Options:
         if session._options is None:
-            return self._rules.options
+            return session._adapted or self._rules.options
         options = session._options.freeze()
         session._options.max_age = options.max_age  # a timedelta has become seconds
         check_cookie_name(session.name, options)
