@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from types import FrameType
+from typing import Literal
 
 from . import __version__
 from .devices import format_sessions
@@ -34,8 +35,9 @@ __all__ = ["main"]
 _LONG_LIVED = Options(max_age=366 * 24 * 3600)
 
 _DSN_HELP = (
-    "the database's URL: postgresql://…, sqlite:///relative.db or sqlite:////absolute.db; by "
-    "default $PGSTORE_DSN, which others on this machine cannot see in the list of processes"
+    "the database's URL: postgresql://…, sqlite:///relative.db, sqlite:////absolute.db, "
+    "mysql+pymysql://… or another of SQLAlchemy's; by default $PGSTORE_DSN, which others on this "
+    "machine cannot see in the list of processes"
 )
 
 
@@ -87,10 +89,16 @@ def _schema(args: argparse.Namespace) -> int:
 
 
 def _schema_print(args: argparse.Namespace) -> int:
-    if (args.engine or engine_of(_dsn(args))) == "postgres":
+    engine = args.engine or engine_of(_dsn(args))
+    if engine == "postgres":
         from .backends import postgres
 
         text = postgres.schema_sql(args.table, args.db_schema)
+    elif engine in ("mysql", "sqlalchemy"):
+        from .backends import sqlalchemy
+
+        url = "mysql+pymysql://" if engine == "mysql" else _dsn(args)
+        text = sqlalchemy.schema_sql(url, args.table, args.db_schema)
     else:
         from .backends import sqlite
 
@@ -107,8 +115,19 @@ def _schema_grants(args: argparse.Namespace) -> int:
     if args.db_schema is not None:
         check_table(args.db_schema, what="schema", longest=63)
     role = check_table(args.role, what="role", longest=63)
-    print(grants(check_table(args.table), role, db_schema=args.db_schema), end="")
+    table, engine = check_table(args.table), _grants_engine(args)
+    print(grants(table, role, db_schema=args.db_schema, engine=engine), end="")
     return 0
+
+
+def _grants_engine(args: argparse.Namespace) -> Literal["postgres", "mysql"]:
+    """Return whose GRANTs are wanted: PostgreSQL's, unless the URL or ``--engine`` says more."""
+    url = args.dsn or os.environ.get("PGSTORE_DSN", "")
+    scheme = url.partition("://")[0].partition("+")[0]
+    engine = args.engine or {"mysql": "mysql", "mariadb": "mysql", "sqlite": "sqlite"}.get(scheme)
+    if engine == "sqlite":
+        raise ConfigurationError("SQLite has no roles: the file's permissions are its rights")
+    return "mysql" if engine == "mysql" else "postgres"
 
 
 def _cleanup(args: argparse.Namespace) -> int:
@@ -170,7 +189,9 @@ def _demo(args: argparse.Namespace) -> int:
 def _dsn(args: argparse.Namespace) -> str:
     dsn: str = args.dsn or os.environ.get("PGSTORE_DSN", "")
     if not dsn:
-        other = ", or --engine postgres|sqlite" if getattr(args, "action", "") == "print" else ""
+        other = (
+            ", or --engine postgres|sqlite|mysql" if getattr(args, "action", "") == "print" else ""
+        )
         raise ConfigurationError(f"no database: set PGSTORE_DSN to its URL, or give --dsn{other}")
     return dsn
 
@@ -256,8 +277,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_table(sub)
     sub.add_argument(
         "--engine",
-        choices=["postgres", "sqlite"],
-        help="what 'print' prints for, in place of the URL's engine",
+        choices=["postgres", "sqlite", "mysql"],
+        help="what 'print' and 'grants' print for, in place of the URL's engine",
     )
 
     sub = command("cleanup", _cleanup, "delete expired sessions, until it is stopped")
@@ -313,7 +334,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dsn", metavar="URL", help=_DSN_HELP)
     parser.add_argument("--table", default="http_sessions", help="default: http_sessions")
-    parser.add_argument("--db-schema", metavar="NAME", help="the table's schema, in PostgreSQL")
+    parser.add_argument(
+        "--db-schema", metavar="NAME", help="the table's schema; in MySQL, its database"
+    )
 
 
 def _port(text: str) -> int:

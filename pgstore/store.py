@@ -48,8 +48,9 @@ from .session import Registry, Session, Snapshot, check_user_key, environ_of
 if TYPE_CHECKING:
     import psycopg
     import psycopg_pool
+    import sqlalchemy
 
-__all__ = ["MemoryStore", "PGStore", "SQLiteStore", "Store"]
+__all__ = ["MemoryStore", "PGStore", "SQLAlchemyStore", "SQLiteStore", "Store"]
 
 _log = logging.getLogger("pgstore")
 
@@ -370,9 +371,10 @@ class Store:
                 inside.save(request, response, session)
 
         ``connection`` is a `psycopg.Connection` for a `PGStore`, an `sqlite3.Connection` to the
-        same file for an `SQLiteStore`; anything else raises `ConfigurationError`. ``inside`` is
-        this store on that connection: what is called on it is in the transaction (but for the
-        cleanup), and nothing else is. Sessions belong to both; the own ``save`` of one goes where
+        same file for an `SQLiteStore`, a `sqlalchemy.Connection` (and its ``begin()``) for a
+        `SQLAlchemyStore`; anything else raises `ConfigurationError`. ``inside`` is this store on
+        that connection: what is called on it is in the transaction (but for the cleanup), and
+        nothing else is. Sessions belong to both; the own ``save`` of one goes where
         it was last got from. In autocommit without a transaction the methods of ``inside`` raise
         `ConfigurationError`. The transaction is neither committed nor rolled back here, and the
         connection is closed only when a statement on it broke off.
@@ -652,6 +654,55 @@ class PGStore(Store):
         backend = PostgresBackend(borrowed, table=table, db_schema=db_schema)
         Store.__init__(store, backend, *keys, **settings)
         return store
+
+
+class SQLAlchemyStore(Store):
+    """Sessions in any database that SQLAlchemy speaks to: MySQL and MariaDB above all.
+
+    ``engine_or_url``: an engine of yours is never disposed of, and nothing is changed on it; one
+    with connections in its pool must not cross a fork. With a URL (``mysql+pymysql://…``) the store
+    makes an engine of up to ``pool_size`` connections (10) and owns it; ``statement_timeout`` (5.0)
+    bounds statements where the driver can, ``pool_timeout`` (5.0) the wait for a connection, both
+    in seconds.
+
+    PostgreSQL, MySQL, MariaDB and SQLite are known. For another dialect give ``clock``, an SQL
+    expression of the database's time in UTC. ``keys`` and the other settings are those of `Store`.
+
+    Raises `ConfigurationError` without SQLAlchemy or the URL's driver, and for an engine or URL
+    that will not do.
+    """
+
+    def __init__(
+        self,
+        engine_or_url: sqlalchemy.Engine | str,
+        *keys: bytes | None,
+        table: str = "http_sessions",
+        db_schema: str | None = None,
+        clock: sqlalchemy.ColumnElement[Any] | None = None,
+        pool_size: int | None = None,
+        statement_timeout: float | None = None,
+        pool_timeout: float | None = None,
+        **settings: Any,
+    ) -> None:
+        try:
+            from .backends.sqlalchemy import SQLAlchemyBackend
+        except ModuleNotFoundError as error:
+            if error.name != "sqlalchemy":
+                raise
+            raise ConfigurationError(
+                "SQLAlchemyStore needs SQLAlchemy: pip install 'pgstore[sqlalchemy]', or "
+                "'pgstore[mysql]' with a driver for MySQL and MariaDB"
+            ) from error
+        backend = SQLAlchemyBackend(
+            engine_or_url,
+            table=table,
+            db_schema=db_schema,
+            clock=clock,
+            pool_size=pool_size,
+            statement_timeout=statement_timeout,
+            pool_timeout=pool_timeout,
+        )
+        super().__init__(backend, *keys, **settings)
 
 
 class _Raw:

@@ -28,6 +28,7 @@ from pgstore.ids import key_of
 from pgstore.rows import PGSession
 from pgstore.urls import open_store, parse_keys
 from support.postgres import NEWEST, binaries
+from support.sqlalchemy_labs import MariaDBLab
 
 KEYS = (b"hash key of this test, 32 bytes.", b"block key of the test: 32 bytes.")
 
@@ -472,6 +473,15 @@ def test_a_database_of_ones_own_gets_a_table_of_the_demos_own(
     with open_store(dsn, *keys, table="pgstore_demo", schema="check") as store:
         assert len(rows(store)) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["keys"]
+
+
+def test_it_runs_on_mariadb(tmp_path: Path, mariadb_lab: MariaDBLab) -> None:
+    with demo("--dsn", mariadb_lab.url, "--data", str(tmp_path)) as site:
+        assert site.announced.endswith("on MySQL, a database of yours; Ctrl-C ends it\n")
+        for count in (1, 2):
+            site.request("POST", "/count")
+            assert counter(site.request("GET", "/")) == count
+        assert site.stop(signal.SIGINT) == (0, "", "")
 
 
 def test_clicks_in_many_tabs_at_once_are_all_counted(tmp_path: Path) -> None:
