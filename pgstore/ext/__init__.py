@@ -1,1 +1,1 @@
-"""Adapters for frameworks; each needs its own extra."""
+"""Adapters that put a store into a framework. Each imports its framework; nothing imports them."""

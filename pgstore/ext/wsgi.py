@@ -164,7 +164,7 @@ class _Exchange:
 
     def loaded(self) -> Session | None:
         """Return the session if anything has used it."""
-        return self._registry._sessions.get(self._middleware._name, (None, None))[1]
+        return self._registry.known(self._middleware._name)
 
     # -- what the server gets
 
