@@ -40,6 +40,14 @@ def test_the_handler(handler: dict[str, Any], pg_lab: PostgresLab) -> None:
     assert len(pg_lab.rows()) == 2
 
 
+def test_the_middleware(handler: dict[str, Any], pg_lab: PostgresLab) -> None:
+    """The second example is a WSGI application that counts visits, too."""
+    exec(compile(EXAMPLES[1], "README.md", "exec"), handler)
+    client = Client(handler["hello"])
+    assert [client.get("/").text for _ in range(2)] == ["visit number 1\n", "visit number 2\n"]
+    assert len(pg_lab.rows()) == 1
+
+
 def test_the_other_examples(handler: dict[str, Any], pg_lab: PostgresLab) -> None:
     """The other examples run as they are printed, with the names of the text."""
     request: dict[str, Any] = {"wsgi.url_scheme": "http"}

@@ -45,13 +45,14 @@ from pgstore import (
 )
 from pgstore.backends.memory import MemoryBackend
 from pgstore.cleanup import SweepResult
+from pgstore.ext.wsgi import SessionMiddleware, login_required
 from pgstore.merge import MISSING, MergeFunction
 from pgstore.options import SessionOptions
 from pgstore.rows import Loaded
 from pgstore.serializers import Serializer
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 HASH_KEY, BLOCK_KEY = generate_random_key(), generate_random_key(32)
 
@@ -308,6 +309,17 @@ def stand_alone_cookies() -> None:
 def rows(row: PGSession) -> tuple[bytes, str | None, datetime | None]:
     row.version = 7  # type: ignore[misc]
     return row.key, row.user_key, row.expires_on
+
+
+def wrapped(app: WSGIApplication, reject: WSGIApplication, store: Store) -> WSGIApplication:
+    guard = login_required(store, "sid", reject=reject)
+
+    @login_required(store)
+    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return app(environ, start_response)
+
+    SessionMiddleware(app, store, save_on_error=1)  # type: ignore[arg-type]
+    return SessionMiddleware(guard(guarded), store, "sid", save_on_error=True)
 
 
 assert_type(pgstore.__version__, str)
