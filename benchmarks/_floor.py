@@ -107,12 +107,8 @@ def sqlite_floor(path: Path) -> Iterator[tuple[Run, Run]]:
         return found
 
     connect = sqlite3.connect
-    with (
-        patch(
-            "sqlite3.connect", lambda *args, **kwargs: connect(*args, factory=Recording, **kwargs)
-        ),
-        SQLiteStore(path, *KEYS) as store,
-    ):
+    recording = partial(connect, factory=Recording)
+    with patch("sqlite3.connect", recording), SQLiteStore(path, *KEYS) as store:
         read, write = _record(store, take)
     connection = connect(path, isolation_level=None)
     try:
