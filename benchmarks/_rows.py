@@ -76,10 +76,8 @@ class Crowd:
             assert found
             begin = found[0] - (60 if self.backlog else 30) * _DAY
             step = 30 * _DAY / self.rows
-            visitors = [
-                (number, *self._visitor(begin + number * step))
-                for number in range(0, self.rows, self.every)
-            ]
+            births = {number: begin + number * step for number in range(0, self.rows, self.every)}
+            cookies, real = self._sessions(births)
             # A table that is emptied in the transaction that fills it needs no WAL, where
             # wal_level is minimal.
             with connection.transaction():
@@ -87,19 +85,17 @@ class Crowd:
                 indexes = connection.execute(_INDEXES, [self.table]).fetchall()
                 for drop, _ in indexes:
                     connection.execute(drop)
-                self._insert(
-                    connection, [(number, row) for number, _, row in visitors], begin, step
-                )
+                self._insert(connection, real, begin, step)
             for _, create in indexes:
                 connection.execute(create)
             say(f"{self.table}: indexed")
             connection.execute(sql.SQL("VACUUM (ANALYZE) {}").format(table))
-        return [cookie for _, cookie, _ in visitors]
+        return cookies
 
     def _insert(
         self,
         connection: psycopg.Connection,
-        real: list[tuple[int, PGSession]],
+        real: dict[int, PGSession],
         begin: float,
         step: float,
     ) -> None:
@@ -108,9 +104,10 @@ class Crowd:
             "data bytea, version int8) ON COMMIT DROP"
         )
         with connection.cursor().copy("COPY real FROM STDIN") as copy:
-            for number, row in real:
+            for number, row in real.items():
                 copy.write_row((number, row.key, row.secret_hash, row.data, row.version))
         connection.execute("ANALYZE real")
+        like = real[0]
         insert = sql.SQL(_INSERT).format(table=sql.Identifier(self.table))
         for first in range(0, self.rows, _CHUNK):
             last = min(first + _CHUNK, self.rows) - 1
@@ -121,21 +118,26 @@ class Crowd:
                 "step": step,
                 "every": self.every,
                 "backlog": self.backlog,
-                "data": real[0][1].data,
-                "ip": real[0][1].ip,
-                "agent": real[0][1].user_agent,
+                "data": like.data,
+                "ip": like.ip,
+                "agent": like.user_agent,
             }
             connection.execute(insert, values)
             say(f"{self.table}: {last + 1:,} rows")
 
-    def _visitor(self, birth: float) -> tuple[str, PGSession]:
-        """Return a new session's cookie and its row, sealed for the table."""
-        request, headers = environ(), Headers()
+    def _sessions(self, births: dict[int, float]) -> tuple[list[str], dict[int, PGSession]]:
+        """Make sessions that were born then; return their cookies, and their rows by number."""
+        cookies, numbers = [], {}
+        request = environ()
         request["HTTP_USER_AGENT"] = self.agent
-        with patch("time.time", lambda: birth):
-            store = MemoryStore(*KEYS, table=self.table)
-            session = store.get(request, "session")
-            session.values.update(self.values)
-            session.save(request, headers)
-        (row,) = store.backend.scan(None, 2)
-        return headers["Set-Cookie"].partition(";")[0], row
+        with MemoryStore(*KEYS, table=self.table) as store:
+            for number, birth in births.items():
+                headers = Headers()
+                with patch("time.time", lambda birth=birth: birth):
+                    session = store.get(dict(request), "session")
+                session.values.update(self.values)
+                session.save(request, headers)
+                cookies.append(headers["Set-Cookie"].partition(";")[0])
+                numbers[session.handle] = number
+            rows = store.backend.scan(None, len(births))
+        return cookies, {numbers[row.handle]: row for row in rows}
