@@ -9,7 +9,9 @@ store.save(request, response, session)
 """
 
 from . import errors, merge
+from .agents import Agent
 from .codecs import Codec, Sealer, SecureCookie, codecs_from_pairs, decode_multi, encode_multi
+from .devices import UserSession
 from .errors import (
     BackendError,
     ClientError,
@@ -37,6 +39,7 @@ from .urls import open_store, parse_keys
 __version__ = "0.1.0"
 
 __all__ = [
+    "Agent",
     "Backend",
     "BackendError",
     "ClientError",
@@ -64,6 +67,7 @@ __all__ = [
     "SessionTooLong",
     "Store",
     "TypedSerializer",
+    "UserSession",
     "codecs_from_pairs",
     "decode_multi",
     "encode_multi",

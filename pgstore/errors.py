@@ -121,6 +121,7 @@ class SessionNotFound(ClientError):
     """A well-signed cookie leads to no live session; the reader gets a new one.
 
     ``reason`` is ``"unknown"`` (no live row: expired, deleted, revoked, or never ours),
+    ``"binding"`` (a row, but for another address or browser: see the store's ``bind``),
     ``"secret"`` (a row, but another secret), ``"generation"`` (from before a login or
     `Session.regenerate`) or ``"replayed"`` (renewed by age since, and past the grace: somebody has
     a copy of the cookie, and the session was ended).

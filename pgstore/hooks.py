@@ -14,7 +14,7 @@ __all__ = ["DeletionCallback", "Hooks", "Reason", "Unsubscribe"]
 
 _log = logging.getLogger("pgstore")
 
-Reason: TypeAlias = Literal["deleted", "revoked", "expired", "replayed"]
+Reason: TypeAlias = Literal["deleted", "revoked", "expired", "replayed", "evicted"]
 DeletionCallback: TypeAlias = Callable[[PGSession, Reason], object]
 
 

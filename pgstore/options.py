@@ -59,6 +59,7 @@ class SessionOptions:
     http_only: bool
     same_site: SameSite | None
     partitioned: bool
+    persistent: bool
 
     def freeze(self) -> Options:
         """Return these attributes as checked, immutable `Options`.
@@ -77,7 +78,8 @@ class Options:
     cookie that the browser forgets when it closes; a negative one deletes. ``secure`` is ``"auto"``
     by default: on when the request came by https. ``http_only`` hides the cookie from scripts.
     ``same_site`` is ``"Strict"``, ``"Lax"``, ``"None"`` or None (not sent). ``partitioned`` asks
-    for a cookie per top-level site (CHIPS).
+    for a cookie per top-level site (CHIPS). Without ``persistent`` the browser forgets the cookie
+    when it closes, while the row still lives for ``max_age``.
 
     Raises `ConfigurationError` that lists everything that does not fit. Derive another with
     `dataclasses.replace`.
@@ -90,6 +92,7 @@ class Options:
     http_only: bool = True
     same_site: SameSite | None = "Lax"
     partitioned: bool = False
+    persistent: bool = True
 
     def __post_init__(self) -> None:
         problems = []
@@ -123,6 +126,8 @@ class Options:
             problems.append(f"partitioned must be True or False, not {self.partitioned!r}")
         elif self.partitioned and self.secure is not True:
             problems.append("partitioned needs secure=True: browsers drop the cookie otherwise")
+        if not isinstance(self.persistent, bool):
+            problems.append(f"persistent must be True or False, not {self.persistent!r}")
         _reject(problems)
 
     def thaw(self) -> SessionOptions:

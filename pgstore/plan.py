@@ -16,8 +16,9 @@ import secrets
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
+from .agents import Agent
 from .codecs import Codec, Sealer, decode_with_index
 from .cookies import cookie_values
 from .errors import (
@@ -39,6 +40,7 @@ from .serializers import TypedSerializer
 from .session import Contents, FlashId, Session, SessionStore, Snapshot
 
 __all__ = [
+    "Bond",
     "Delete",
     "Found",
     "Insert",
@@ -46,8 +48,10 @@ __all__ = [
     "Touch",
     "Update",
     "Write",
+    "client_of",
     "decide",
     "find",
+    "is_login",
     "mergeable",
     "rebase",
     "reseal",
@@ -57,6 +61,8 @@ __all__ = [
     "settle",
     "take_back",
 ]
+
+Bond: TypeAlias = Literal["ip", "agent"]
 
 _LONGEST_AGENT = 512
 _K = TypeVar("_K", bound=Hashable)
@@ -74,6 +80,7 @@ class Rules:
     lifetimes: Lifetimes
     max_length: int
     merge: Mapping[Hashable, MergeFunction]
+    bind: Set[Bond]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +144,14 @@ def find(rules: Rules, environ: Mapping[str, Any], name: str) -> Found:
 
 
 def resume(
-    rules: Rules, store: SessionStore, name: str, found: Found, loaded: Loaded | None
+    rules: Rules,
+    store: SessionStore,
+    name: str,
+    found: Found,
+    loaded: Loaded | None,
+    environ: Mapping[str, Any],
 ) -> Session:
-    """Return the session that a verified id leads to.
+    """Return the session that a verified id leads to, for the client that sent it.
 
     Raises `SessionNotFound` or `RowError` when there is none: the caller makes a new one.
     """
@@ -151,6 +163,9 @@ def resume(
     if row.key != id.selector:
         # Only a connection that answers for another statement could do this. Never hand it out.
         raise RowError("the database answered with another row than the one asked for")
+    # First: not even a replayed secret touches a row that is bound to another client.
+    if rules.bind and not _is_bound_to(row, environ, rules.bind):
+        raise SessionNotFound(id.handle, "binding")
     current = _current_id(rules, id, loaded)
     resend = found.old_key or current is not id
     snapshot, error = _open(rules, loaded, current, resend=resend)
@@ -167,6 +182,15 @@ def resume(
             session.values, session._flashes, session.error = {}, {}, unknown
             session._base = replace(snapshot, contents=None)
     return session
+
+
+def client_of(environ: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return a request's address and user agent, as they came.
+
+    The address is the WSGI server's word. What a proxy forwards counts only when the application
+    says so, by werkzeug's ``ProxyFix``.
+    """
+    return environ.get("REMOTE_ADDR"), environ.get("HTTP_USER_AGENT")
 
 
 def decide(rules: Rules, session: Session, ip: str | None, agent: str | None) -> Write | None:
@@ -344,10 +368,28 @@ def sends_cookie(write: Write) -> bool:
     return False
 
 
+def is_login(write: Write) -> bool:
+    """Tell whether ``write`` ties a session to a user."""
+    match write:
+        case Insert(row):
+            return row.user_key is not None
+        case Update(login=login):
+            return login
+    return False
+
+
 def sent(session: Session) -> None:
     """Note that the browser gets its cookie."""
     if session._base is not None:
         session._base = replace(session._base, resend=False)
+
+
+def _is_bound_to(row: PGSession, environ: Mapping[str, Any], bind: Set[Bond]) -> bool:
+    """Tell whether the request comes from the client that the row was made for, or logged in."""
+    ip, agent = map(_clean, client_of(environ))
+    if "ip" in bind and (ip is None or ip != row.ip):
+        return False
+    return "agent" not in bind or Agent(agent).is_like(Agent(row.user_agent))
 
 
 def _current_id(rules: Rules, id: SessionId, loaded: Loaded) -> SessionId:
@@ -539,7 +581,7 @@ def _clean(text: str | None) -> str | None:
     """Make what a client or server says of itself fit to be stored and shown."""
     if text is None:
         return None
-    return "".join(c for c in text if c.isprintable())[:_LONGEST_AGENT]
+    return "".join(c for c in text if c.isprintable())[:_LONGEST_AGENT] or None
 
 
 def _new_version() -> int:

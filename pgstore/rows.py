@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from .errors import ConfigurationError
 from .ids import handle_of
@@ -163,7 +163,9 @@ class Backend(Protocol):
     ) -> list[PGSession]:
         """Delete the user's live rows and return them without their ``data``.
 
-        Not the one with the key ``keep``, nor the ``newest`` first ones of `of_user`.
+        Not the one with the key ``keep``, nor the ``newest`` first ones of `of_user`, of which
+        ``keep`` counts as the first, however old its login. Calls with ``newest`` for one user act
+        one after the other: each sees what was committed, and deleted by the others, before.
         """
 
     def locked(self, key: bytes) -> AbstractContextManager[Backend]:
@@ -171,6 +173,19 @@ class Backend(Protocol):
 
         Other writers of that row wait, so that what is loaded is what will be replaced. Leaving the
         block commits; an exception rolls back. An absent row is no error: nothing is locked then.
+        """
+
+    def using(self, connection: Any) -> Backend:
+        """Return a backend that works on the caller's connection, in the caller's transaction.
+
+        ``connection`` is one of the database's own driver. Its transaction is neither committed nor
+        rolled back, and begun only where the driver itself would begin it before a statement. No
+        statement is tried again. `locked` holds the row until the caller's transaction ends. A
+        connection is closed only when a statement on it broke off, whose answer nobody may read.
+
+        Raises `ConfigurationError` for what is no such connection, and, from the verbs, for one on
+        which each statement would be committed by itself. When the returned backend is closed, the
+        connection stays open, and the verbs raise `BackendError`. Not for several threads.
         """
 
     def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:

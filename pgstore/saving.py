@@ -38,6 +38,8 @@ class Saving:
         self._hooks = hooks
         self._client = (ip, agent)
         self._sent: plan.Write | None = None
+        # Whether a login was stored.
+        self.logged_in = False
         # Set while the write under way may have been done by an earlier try.
         self._unsure: BackendError | None = None
 
@@ -51,7 +53,7 @@ class Saving:
             if write is None:
                 return send
             if row is not None:
-                plan.settle(self._session, write, row)
+                self._settle(write, row)
                 if isinstance(write, plan.Delete):
                     self._hooks.fire([row], "deleted")
                 return send or plan.sends_cookie(write)
@@ -73,7 +75,7 @@ class Saving:
         self._sent = write
         loaded = self._backend.load(write.row.key)
         if self._is_ours(loaded):
-            plan.settle(self._session, write, loaded.row)
+            self._settle(write, loaded.row)
             return plan.sends_cookie(write)
         if isinstance(write, plan.Insert):
             # Stored and revoked, or never stored: as in `_look`.
@@ -100,6 +102,10 @@ class Saving:
             return write, row
         # It found no such row. Was it a write sent again, the first one may have arrived after all.
         return self._overtaken(write) if self._unsure is None else self._look(self._unsure)
+
+    def _settle(self, write: plan.Write, row: PGSession) -> None:
+        self.logged_in = self.logged_in or plan.is_login(write)
+        plan.settle(self._session, write, row)
 
     def _decide(self) -> plan.Write | None:
         return plan.decide(self._rules, self._session, *self._client)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from .errors import ConfigurationError, PGStoreError, RowError, SaveErrors
 from .ids import SessionId
-from .options import Options, SessionOptions
+from .options import Options, SessionOptions, seconds
 from .rows import PGSession
 
 __all__ = ["Contents", "Registry", "Session", "SessionStore", "Snapshot", "environ_of"]
@@ -197,6 +197,23 @@ class Session:
         """When `login` was saved, aware, by the database's clock; None for an anonymous session."""
         return self._base.row.authenticated_on if self._base else None
 
+    def fresh(self, within: float | timedelta) -> bool:
+        """Tell whether the user proved who they are within so many seconds before this request.
+
+        For asking again before what is sensitive (OWASP ASVS 5.0, 7.5). By the database's clock,
+        at the time of loading, without a query. A `login` of this request counts, saved or not.
+        False for an anonymous session. Raises `ConfigurationError` unless ``within`` is positive.
+        """
+        limit = seconds(within, "within")
+        if not limit > 0:
+            raise ConfigurationError(f"within must be more than 0 seconds, not {limit:g}")
+        if self._login:
+            return True
+        if self._base is None or self._base.row.authenticated_on is None:
+            return False
+        age = self._base.now - self._base.row.authenticated_on
+        return age.total_seconds() <= limit
+
     @property
     def options(self) -> SessionOptions:
         """This session's own cookie attributes, to change before `save`; max_age -1 deletes."""
@@ -211,6 +228,14 @@ class Session:
     def save(self, request: Any, response: Any) -> None:
         """Save to the store that made this session; see `Store.save`."""
         self._store.save(request, response, self)
+
+    def send_cookie(self) -> None:
+        """Send the cookie with the next save though the browser's is good: its `options` changed.
+
+        A new session's cookie is sent anyway.
+        """
+        if self._base is not None:
+            self._base = replace(self._base, resend=True)
 
     def regenerate(self) -> None:
         """Give the session a new secret; the cookie so far is dead once `save` has returned.
@@ -294,6 +319,11 @@ class Registry:
                 "own"
             )
         return known[1]
+
+    def known(self, name: str) -> Session | None:
+        """Return this request's session called ``name`` if it was loaded already; load nothing."""
+        known = self._sessions.get(name)
+        return known and known[1]
 
     def save(self, response: Any) -> None:
         """Save every session of this request (gorilla's ``sessions.Save``).

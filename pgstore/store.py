@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import timedelta
 from threading import Event
@@ -13,6 +13,7 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from . import plan
+from .agents import check_parser
 from .cleanup import Cleaner, SweepResult
 from .codecs import (
     Codec,
@@ -23,6 +24,7 @@ from .codecs import (
     sealers_from_pairs,
 )
 from .cookies import Headers, HttpsCheck, clear_cookie, set_cookie, vary_on_cookie
+from .devices import UserSession
 from .errors import (
     BackendError,
     ConfigurationError,
@@ -71,6 +73,13 @@ class Store:
     - ``schema``: ``"apply"`` creates or migrates the table, ``"check"`` raises unless it fits,
       ``"off"`` does not look.
     - ``save_deadline``: seconds for which a save tries again while other writers are faster.
+    - ``max_sessions_per_user``: how many sessions a user may have; a login ends the oldest beyond
+      them. None for any number.
+    - ``bind``: ``("ip",)``, ``("agent",)`` or both: a session is for the address, or the browser
+      and system, that made it or last logged in. Another one's request gets a new session, whose
+      ``error`` says so, and the stored one is left alone. What is missing, stored or sent, does not
+      match. Mind that the address of a mobile device changes, and that behind a proxy it is the
+      proxy's without werkzeug's ``ProxyFix``. "agent" needs the extra ``pgstore[agents]``.
 
     The store owns ``backend`` and closes it. Thread-safe once it is set up, and usable in forked
     children.
@@ -93,6 +102,8 @@ class Store:
         sealers: Sequence[Sealer] | None = None,
         schema: SchemaMode = "apply",
         save_deadline: float | timedelta = 10.0,
+        max_sessions_per_user: int | None = None,
+        bind: Collection[plan.Bond] = (),
     ) -> None:
         options = options if options is not None else Options()
         for key, function in (merge or {}).items():
@@ -121,6 +132,7 @@ class Store:
             lifetimes=lifetimes,
             max_length=check_max_length(max_length),
             merge=dict(merge or {}),
+            bind=_check_bind(bind),
         )
         if not (self._rules.codecs and self._rules.sealers):
             raise ConfigurationError("at least one codec and one sealer are needed")
@@ -128,6 +140,12 @@ class Store:
         self._save_deadline = seconds(save_deadline, "save_deadline")
         if not 0 <= self._save_deadline <= 3600:
             raise ConfigurationError(f"save_deadline must be 0 to 3600 seconds: {save_deadline}")
+        most = max_sessions_per_user
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise ConfigurationError(
+                f"max_sessions_per_user must be 1 or more sessions, or None, not {most!r}"
+            )
+        self._max_sessions = most
         self._names: set[str] = set()
         self._is_https = HttpsCheck()
         self._hooks = Hooks()
@@ -204,12 +222,13 @@ class Store:
         if name not in self._names:
             check_cookie_name(name, self._rules.options)
             self._names.add(name)
-        found = plan.find(self._rules, environ_of(request), name)
+        environ = environ_of(request)
+        found = plan.find(self._rules, environ, name)
         error: PGStoreError | None = found.error
         if found.id is not None:
             loaded = self._backend.load(found.id.selector)
             try:
-                return plan.resume(self._rules, self, name, found, loaded)
+                return plan.resume(self._rules, self, name, found, loaded, environ)
             except SessionNotFound as missing:
                 error = missing
                 if missing.reason == "replayed":
@@ -236,7 +255,7 @@ class Store:
         if session._store is not self:
             raise ConfigurationError("the session belongs to another store")
         environ, headers = environ_of(request), _headers_of(response)
-        ip, agent = environ.get("REMOTE_ADDR"), environ.get("HTTP_USER_AGENT")
+        client = plan.client_of(environ)
         options = self._options_of(session)
         if options.max_age < 0:
             session.delete()
@@ -244,32 +263,54 @@ class Store:
         vary_on_cookie(headers)
         if session._ended:
             # For its errors: nothing ends before what comes after it is known to be storable.
-            plan.decide(self._rules, session, ip, agent)
+            plan.decide(self._rules, session, *client)
             while session._ended:
                 self._end(session, session._ended[0])
                 del session._ended[0]
-        saving = Saving(self._rules, self._backend, session, self._hooks, ip, agent)
+        saving = Saving(self._rules, self._backend, session, self._hooks, *client)
         send = saving.run(self._save_deadline)
         base = session._base
         https = self._is_https(environ, options)
         if base is not None and not base.lapsed and (send or base.resend):
             value = encode_multi(session.name, session._id.to_bytes(), self._rules.codecs)
-            age = _cookie_age(base)
+            age = _cookie_age(base) if options.persistent else None
             set_cookie(headers, session.name, value, options, age, https=https)
             plan.sent(session)
         elif session._forget is not None:
             clear_cookie(headers, session.name, session._forget, https=https)
         session._forget = None
+        if saving.logged_in and self._max_sessions is not None:
+            self._evict_beyond(self._max_sessions, session)
 
     # -- users
 
-    def sessions_of(self, user_key: str) -> list[PGSession]:
+    def sessions_of(self, user_key: str, *, current: Session | None = None) -> list[UserSession]:
         """Return a user's live sessions, the newest login first, for a device list.
 
-        Each row is without its ``data``; its ``handle`` is what `revoke` takes. Whose session is
-        whose is compared byte by byte. Raises `ConfigurationError` for what is no user key.
+        ``current`` is the session of this request, which is marked as such. User keys are compared
+        byte by byte. Raises `ConfigurationError` for what is no user key.
         """
-        return self._backend.of_user(check_user_key(user_key))
+        rows = self._backend.of_user(check_user_key(user_key))
+        return [UserSession.of(row, current=_key_of(current)) for row in rows]
+
+    def fetch(
+        self,
+        handle: str,
+        *,
+        owner: str | EllipsisType | None = ...,
+        current: Session | None = None,
+    ) -> UserSession | None:
+        """Return the live session with that handle as `sessions_of` lists it, or None.
+
+        ``owner`` is as in `revoke`, and so is what is raised.
+        """
+        key = _key_for(handle, owner)
+        loaded = None if key is None else self._backend.load(key)
+        if loaded is None:
+            return None
+        if owner is not ... and loaded.row.user_key != owner:
+            raise NotOwner(handle)
+        return UserSession.of(loaded.row, current=_key_of(current))
 
     def revoke(self, handle: str, *, owner: str | EllipsisType | None = ...) -> bool:
         """End the session with that handle, at once and for good. Tells whether there was one.
@@ -278,11 +319,7 @@ class Store:
         `NotOwner` for somebody else's session, which is left alone, and for any when the owner is
         None, who owns nothing. Without an ``owner`` nothing is checked: for administrators.
         """
-        key = key_of(handle)
-        if owner is None:
-            raise NotOwner(handle)
-        if owner is not ...:
-            check_user_key(owner)
+        key = _key_for(handle, owner)
         if key is None:
             return False
         row = self._backend.delete(key, user_key=None if owner is ... else owner)
@@ -297,20 +334,18 @@ class Store:
 
         One statement: a session whose secret is being renewed meanwhile is not missed.
         """
-        check_user_key(user_key)
-        kept = None if keep is None else keep._id.selector
-        rows = self._backend.delete_of_user(user_key, keep=kept)
+        rows = self._backend.delete_of_user(check_user_key(user_key), keep=_key_of(keep))
         self._hooks.fire(rows, "revoked")
         return len(rows)
 
     def on_deletion(self, callback: DeletionCallback) -> Unsubscribe:
         """Call ``callback(row, reason)`` for every session that this process ends.
 
-        The reason is ``"deleted"`` (logout, or emptied), ``"revoked"``, ``"expired"`` (swept) or
-        ``"replayed"``. Called at most once per row, after the commit, in the
-        thread that deleted, with no lock held; the row is without its ``data``. One that raises is
-        logged. Returns a function that unsubscribes; its ``wait=True`` waits for calls under way
-        (sessionup's ``OnDeletion``).
+        The reason is ``"deleted"`` (logout, or emptied), ``"revoked"``, ``"expired"`` (swept),
+        ``"replayed"`` or ``"evicted"`` (by a newer login, see ``max_sessions_per_user``). Called at
+        most once per row, after the commit, in the thread that deleted, with no lock held; the row
+        is without its ``data``. One that raises is logged. Returns a function that unsubscribes;
+        its ``wait=True`` waits for calls under way (sessionup's ``OnDeletion``).
         """
         return self._hooks.subscribe(callback)
 
@@ -409,6 +444,24 @@ class Store:
             session._ended.clear()
             session._forget = None
             raise SessionGone(ended.id.handle)
+
+    def _evict_beyond(self, most: int, session: Session) -> None:
+        """End the oldest sessions of a user who has just logged in, beyond so many."""
+        user_key = session._user_key
+        assert user_key is not None
+        try:
+            rows = self._backend.delete_of_user(user_key, keep=_key_of(session), newest=most)
+        except BackendError as error:
+            # The login stands, and its cookie goes out.
+            _log.warning(
+                "after the login of session %s the user's sessions beyond "
+                "max_sessions_per_user=%d were not ended: %s; their next login ends them",
+                session.handle,
+                most,
+                error,
+            )
+        else:
+            self._hooks.fire(rows, "evicted")
 
     def _end_replayed(self, id: SessionId) -> None:
         """End a session of which somebody has a copy: thief or owner, nobody can tell which."""
@@ -532,6 +585,28 @@ class _Raw:
 
     def loads(self, data: bytes, /) -> bytes:
         return data
+
+
+def _check_bind(bind: Collection[plan.Bond]) -> Set[plan.Bond]:
+    fits = isinstance(bind, list | tuple | Set) and all(bond in ("ip", "agent") for bond in bind)
+    if not fits:
+        raise ConfigurationError(f'bind must be ("ip",), ("agent",), both, or (), not {bind!r}')
+    if "agent" in bind:
+        check_parser()
+    return frozenset(bind)
+
+
+def _key_of(session: Session | None) -> bytes | None:
+    return None if session is None else session._id.selector
+
+
+def _key_for(handle: str, owner: str | EllipsisType | None) -> bytes | None:
+    """Return the key behind a handle, None for no handle, on behalf of an owner who may be one."""
+    if owner is None:
+        raise NotOwner(handle)
+    if owner is not ...:
+        check_user_key(owner)
+    return key_of(handle)
 
 
 def _headers_of(response: Any) -> Headers:

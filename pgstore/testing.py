@@ -7,6 +7,7 @@ Needs pytest. Subclass `BackendContract` in a test module, under a name that pyt
         def _storage(self, tmp_path): ...  # an empty one for every test
 
         def make_backend(self): ...
+        def make_connection(self): ...
         def raw_rows(self): ...
         def raw_shift(self, seconds): ...
 
@@ -28,6 +29,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import pytest
 
+from .errors import BackendError, ConfigurationError
 from .rows import Backend, Expiry, PGSession, check_table
 
 __all__ = ["BackendContract"]
@@ -68,6 +70,8 @@ FULL: Final = PGSession(
     previous_hash=b"\x00previous",
     successor=b"successor\x00",
 )
+# Which a collation, a padding or a normal form may take for one.
+USERS: Final = ["alice", "Alice", "alicé", "alice\u0301", "alice ", " alice", ""]
 LARGE: Final = replace(BARE, data=bytes(range(256)) * 4096)
 
 Verb: TypeAlias = Callable[[Backend, PGSession], object]
@@ -88,7 +92,7 @@ def each(*verbs: str) -> pytest.MarkDecorator:
 class BackendContract:
     """Hold a backend to the text of `pgstore.rows.Backend`.
 
-    A subclass supplies three hooks, and a storage that is empty for each test. Times are compared
+    A subclass supplies four hooks, and a storage that is empty for each test. Times are compared
     among themselves, never with this process's clock.
     """
 
@@ -96,6 +100,14 @@ class BackendContract:
         """Return a backend on the test's storage; this call does not apply the schema.
 
         All that one test makes share their rows. The tests close what they make.
+        """
+        raise NotImplementedError
+
+    def make_connection(self) -> Any:
+        """Return a new connection to the test's storage as `Backend.using` takes it.
+
+        It begins a transaction by itself, and has ``commit()``, ``rollback()`` and ``close()``.
+        None for a backend that has no connections.
         """
         raise NotImplementedError
 
@@ -175,12 +187,19 @@ class BackendContract:
         assert self.raw(row.key) == asdict(stored)
 
     def test_user_keys_differ_by_any_byte(self, backend: Backend) -> None:
-        """User keys that a collation or a padding takes for one stay apart, just as they came."""
-        users = ["alice", "Alice", "alicé", "alice\u0301", "alice ", " alice", ""]
-        for number, user in enumerate(users):
+        """User keys that are nearly the same are different users, stored just as they came."""
+        for number, user in enumerate(USERS):
             add(backend, replace(BARE, key=key(number), user_key=user))
-        assert [row.user_key for row in backend.scan(None, 99)] == users
-        assert [self.raw(key(number))["user_key"] for number in range(len(users))] == users
+        assert [row.user_key for row in backend.scan(None, 99)] == USERS
+        assert [self.raw(key(number))["user_key"] for number in range(len(USERS))] == USERS
+        for number, user in enumerate(USERS):
+            assert [row.key for row in backend.of_user(user)] == [key(number)]
+            others = [other for other in USERS if other != user]
+            assert not any(backend.delete(key(number), user_key=other) for other in others)
+        assert backend.delete_of_user("alice", newest=1) == []
+        for left, user in reversed(list(enumerate(USERS))):
+            assert [row.user_key for row in backend.delete_of_user(user)] == [user]
+            assert len(self.raw_rows()) == left
 
     def test_stored_rows_are_apart(self, backend: Backend) -> None:
         """Changing a mapping that was given or handed out changes nothing that is stored."""
@@ -452,15 +471,20 @@ class BackendContract:
             (None, 0, []),
             (1, 0, [1]),
             (None, 2, [3, 2]),
-            (0, 1, [3, 0]),
+            (0, 1, [0]),
+            (0, 2, [3, 0]),
             (3, 1, [3]),
+            (7, 2, [3, 2]),
             (None, 9, [3, 2, 1, 0]),
         ],
     )
     def test_delete_of_user(
         self, backend: Backend, keep: int | None, newest: int, left: list[int]
     ) -> None:
-        """A user's live rows go, but for the one to keep and the newest; nobody else's do."""
+        """A user's live rows go, but for the one to keep and the newest; nobody else's do.
+
+        The one to keep is one of the newest, however old it is.
+        """
         for number in range(4):
             add(backend, replace(FULL, key=key(number), user_key="alice"))
             self.raw_shift(20)
@@ -483,6 +507,22 @@ class BackendContract:
         self.raw_shift(AGES)
         assert backend.delete_of_user("alice") == []
         self.raw()
+
+    def test_trims_at_once(self, backend: Backend) -> None:
+        """Trims that keep different rows leave together what one of them would: no row too few."""
+        for newest in (1, 2, 1, 2, 1, 2):
+            for number in range(6):
+                add(backend, replace(BARE, key=key(number), user_key="alice"))
+
+            def trim(number: int, newest: int = newest) -> list[PGSession]:
+                return backend.delete_of_user("alice", keep=key(number), newest=newest)
+
+            ended = at_once(4, trim)
+            left = backend.delete_of_user("alice")
+            assert len(left) == newest
+            # Each row is told of once.
+            gone = [row.key for rows in [*ended, left] for row in rows]
+            assert sorted(gone) == [key(number) for number in range(6)]
 
     def test_rewrite(self, backend: Backend) -> None:
         """A rewrite replaces data and version, and nothing else, not even a time."""
@@ -553,6 +593,123 @@ class BackendContract:
         for absent in (BARE.key, FULL.key):
             with backend.locked(absent) as inside:
                 assert inside.load(absent) is None
+
+    # -- using -----------------------------------------------------------------------------------
+
+    @pytest.fixture
+    def connection(self, backend: Backend) -> Iterator[Any]:
+        connection = self.make_connection()
+        if connection is None:
+            with pytest.raises(ConfigurationError):
+                backend.using(object())
+            pytest.skip("this backend has no connections")
+        yield connection
+        connection.close()
+
+    def test_using_another_kind_of_connection(self, backend: Backend) -> None:
+        """What is no connection of the backend's driver is refused at once."""
+        for other in (None, object(), "dbname=app", self):
+            with pytest.raises(ConfigurationError):
+                backend.using(other)
+
+    def test_using_commits_with_the_caller(self, backend: Backend, connection: Any) -> None:
+        """What is done on the caller's connection is seen there, and by others when it commits."""
+        add(backend, BARE)
+        row = add(backend, FULL)
+        before = self.raw_rows()
+        inside = backend.using(connection)
+        assert load(inside, FULL.key) == row
+        changed = inside.update(replace(FULL, data=b"changed", version=1), FULL.version, EXPIRY)
+        new = add(inside, replace(BARE, key=key(1)))
+        assert inside.delete(BARE.key)
+        assert load(inside, FULL.key) == changed
+        assert load(inside, new.key) == new
+        assert inside.load(BARE.key) is None
+        assert self.raw_rows() == before
+        connection.commit()
+        assert load(backend, FULL.key) == changed
+        assert load(backend, new.key) == new
+        assert backend.load(BARE.key) is None
+
+    def test_using_ends_no_transaction(self, backend: Backend, connection: Any) -> None:
+        """Whatever verb is used, and in a lock, the caller's rollback undoes all of it."""
+        for number in range(4):
+            add(backend, replace(FULL, key=key(number), user_key="alice"))
+        expired = add(backend, replace(BARE, key=key(9)), replace(EXPIRY, idle=10.0))
+        self.raw_shift(20)
+        before = self.raw_rows()
+        inside = backend.using(connection)
+        row = load(inside, key(0))
+        assert inside.touch(row, EXPIRY)
+        assert inside.rewrite(replace(row, version=1), row.version)
+        assert len(inside.scan(None, 10)) == len(inside.of_user("alice")) == 4
+        assert inside.delete_of_user("alice", newest=3)
+        with inside.locked(key(3)) as locked:
+            row = load(locked, key(3))
+            assert locked.update(replace(row, version=2), row.version, EXPIRY)
+        with suppress(ZeroDivisionError), inside.locked(key(3)):
+            raise ZeroDivisionError
+        assert len(inside.delete_of_user("alice", keep=key(3))) == 2
+        swept = inside.sweep(10, EXPIRY.bucket)
+        assert swept is None or [row.key for row in swept] == [expired.key]
+        add(inside, replace(BARE, key=key(5)))
+        assert self.raw_rows() == before
+        connection.rollback()
+        assert self.raw_rows() == before
+
+    def test_using_is_one_transaction_from_its_first_verb(
+        self, backend: Backend, connection: Any
+    ) -> None:
+        """Writes are not committed one by one, however often the caller commits in between."""
+        inside = backend.using(connection)
+        for number in range(2):
+            assert inside.load(key(number)) is None
+            add(inside, replace(BARE, key=key(number)))
+            connection.rollback()
+            assert self.raw_rows() == []
+            add(inside, replace(BARE, key=key(number)))
+            connection.commit()
+            assert backend.delete(key(number))
+
+    def test_using_keeps_a_lock(self, backend: Backend, connection: Any) -> None:
+        """A row that was locked on the caller's connection is so until the caller's commit."""
+        row = add(backend, BARE)
+        inside = backend.using(connection)
+        with inside.locked(row.key) as locked:
+            changed = replace(load(locked), version=1)
+        started = threading.Event()
+
+        def other() -> object:
+            started.set()
+            return backend.update(replace(row, version=2), row.version, EXPIRY)
+
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(other)
+            assert started.wait(10)
+            with suppress(TimeoutError):
+                waiting.result(0.1)
+            assert not waiting.done()
+            assert inside.update(changed, row.version, EXPIRY)
+            connection.commit()
+            assert waiting.result(10) is None
+        assert load(backend).version == 1
+
+    def test_using_after_its_end(self, backend: Backend, connection: Any) -> None:
+        """Closing what works on a connection leaves that as it is, and ends only that use."""
+        inside = backend.using(connection)
+        add(inside, BARE)
+        inside.close()
+        inside.close()
+        with pytest.raises(BackendError):
+            inside.load(BARE.key)
+        connection.commit()
+        load(backend)
+        again = backend.using(connection)
+        load(again)
+        connection.close()
+        with pytest.raises(BackendError):
+            again.load(BARE.key)
+        load(backend)
 
     # -- sweep -----------------------------------------------------------------------------------
 

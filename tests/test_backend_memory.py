@@ -24,6 +24,9 @@ class TestMemoryBackend(BackendContract):
     def make_backend(self) -> MemoryBackend:
         return self.storage
 
+    def make_connection(self) -> None:
+        return None
+
     def raw_rows(self) -> list[dict[str, Any]]:
         return [asdict(row) for row in self.storage._rows.values()]
 

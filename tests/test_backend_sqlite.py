@@ -51,6 +51,9 @@ class TestSQLiteBackend(BackendContract):
     def make_backend(self) -> SQLiteBackend:
         return SQLiteBackend(self.path)
 
+    def make_connection(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path)
+
     def raw_rows(self) -> list[dict[str, Any]]:
         with raw(self.path) as connection:
             connection.row_factory = sqlite3.Row

@@ -21,6 +21,7 @@ from werkzeug.wrappers import Request, Response
 
 import pgstore
 from pgstore import (
+    Agent,
     Backend,
     Codec,
     MemoryStore,
@@ -34,6 +35,7 @@ from pgstore import (
     SQLiteStore,
     Store,
     TypedSerializer,
+    UserSession,
     codecs_from_pairs,
     decode_multi,
     encode_multi,
@@ -132,6 +134,20 @@ def handler(store: Store, request: Request) -> Response:
     store.save(request, response, session)
     session.save(request, response.headers)
     return response
+
+
+def devices(store: Store, request: Request) -> str:
+    session = store.get(request, "session")
+    if session.user_key is None:
+        return ""
+    listed = store.sessions_of(session.user_key, current=session)
+    assert_type(listed, list[UserSession])
+    for one in listed:
+        assert_type(one.seen_on, datetime)
+        assert_type(one.agent, Agent)
+        assert_type(one.agent.browser, str | None)
+        one.current = True  # type: ignore[misc]
+    return ", ".join(f"{one.agent} {one.ip}" for one in listed)
 
 
 def wsgi_app(

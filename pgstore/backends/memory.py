@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
+from ..errors import ConfigurationError
 from ..forks import in_forked_child
 from ..rows import Expiry, Loaded, PGSession, check_table, expiry_times
 
@@ -144,7 +146,9 @@ class MemoryBackend:
         self, user_key: str, *, keep: bytes | None = None, newest: int = 0
     ) -> list[PGSession]:
         with self._lock:
-            rows = [row for row in self.of_user(user_key)[newest:] if row.key != keep]
+            # A stable sort: the others keep their order.
+            rows = sorted(self.of_user(user_key), key=lambda row: row.key != keep)
+            rows = [row for row in rows[newest:] if row.key != keep]
             for row in rows:
                 del self._rows[row.key]
             return rows
@@ -158,6 +162,10 @@ class MemoryBackend:
             except BaseException:
                 self._rows = before
                 raise
+
+    def using(self, connection: Any) -> MemoryBackend:
+        """Raise `ConfigurationError`: there is no connection."""
+        raise ConfigurationError("rows in memory are in no transaction: using() needs a database")
 
     def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
         if not self._sweeping.acquire(blocking=False):

@@ -22,6 +22,7 @@ from psycopg.pq.abc import PGresult
 from ..errors import BackendError, SchemaError
 from ..rows import Expiry, Loaded, PGSession, check_table, meta_of
 from ..sql import Schema
+from .postgres_lent import Lent
 from .postgres_pool import Pool
 from .postgres_wire import Lost, Refused, Statement, Wire
 
@@ -32,6 +33,7 @@ __all__ = ["PostgresBackend"]
 _MORE_TRIES = 4
 
 _SERIALIZATION_FAILURE = "40001"
+_DEADLOCK = "40P01"
 _FEATURE_NOT_SUPPORTED = "0A000"
 _UNDEFINED_TABLE = "42P01"
 _UNDEFINED_SCHEMA = "3F000"
@@ -110,20 +112,24 @@ class _Sql:
             SELECT {_CONTENT}, {_TIMES}
             FROM {table} WHERE key > $1::bytea AND {_LIVE} ORDER BY key LIMIT $2::int8""")
 
-        newest = "ORDER BY COALESCE(authenticated_on, created_on) DESC, key DESC"
+        newest = "COALESCE(authenticated_on, created_on) DESC, key DESC"
         of_user = f"user_key = $1::text AND {_LIVE}"
         self.of_user = Statement(f"""
-            SELECT {_WITHOUT_DATA}, {_TIMES} FROM {table} WHERE {of_user} {newest}""")
+            SELECT {_WITHOUT_DATA}, {_TIMES} FROM {table} WHERE {of_user} ORDER BY {newest}""")
         self.delete_of_user = Statement(f"""
             DELETE FROM {table} WHERE {of_user} AND ($2::bytea IS NULL OR key <> $2)
             RETURNING {_WITHOUT_DATA}, {_TIMES}""")
         self.trim_user = Statement(f"""
             DELETE FROM {table} WHERE {of_user} AND ($2::bytea IS NULL OR key <> $2)
-                AND key IN (SELECT key FROM {table} WHERE {of_user} {newest} OFFSET $3::int8)
+                AND key IN (
+                    SELECT key FROM {table} WHERE {of_user}
+                    ORDER BY key = $2 DESC, {newest} OFFSET $3::int8
+                )
             RETURNING {_WITHOUT_DATA}, {_TIMES}""")
 
         self.lock = Statement(f"SELECT 1 FROM {table} WHERE key = $1::bytea FOR UPDATE")
 
+        self.take_turns = Statement("SELECT pg_advisory_xact_lock($1::int8)")
         self.lead = Statement("SELECT pg_try_advisory_xact_lock($1::int8)")
         expired = f"""
             SELECT key FROM {table}
@@ -238,7 +244,12 @@ class PostgresBackend:
         self, user_key: str, *, keep: bytes | None = None, newest: int = 0
     ) -> list[PGSession]:
         if newest:
-            return _rows(self._run(self._sql.trim_user, user_key, keep, _int8(newest)))
+            # Two trims that do not see what the other deletes could delete each other's login. Not
+            # by locks on the rows: they would not keep out a login that is about to be committed.
+            turn = _int8(_lock_number(f"trim {user_key}", self._names))
+            with self._transaction() as backend:
+                backend._run(self._sql.take_turns, turn)
+                return _rows(backend._run(self._sql.trim_user, user_key, keep, _int8(newest)))
         return _rows(self._run(self._sql.delete_of_user, user_key, keep))
 
     @contextmanager
@@ -246,6 +257,9 @@ class PostgresBackend:
         with self._transaction() as backend:
             backend._run(self._sql.lock, key)
             yield backend
+
+    def using(self, connection: Any) -> PostgresBackend:
+        return self._on(Lent(connection, self._pool.statement_timeout))
 
     def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
         try:
@@ -341,9 +355,10 @@ class PostgresBackend:
                 unknown = not harmless and not self._in_transaction
                 raise BackendError(str(lost), outcome_unknown=unknown) from lost
             except Refused as refused:
-                # Where transactions are serializable by default, a statement that met another is
-                # refused. It sees what the other one did when it is run again.
-                if tries_left and refused.sqlstate == _SERIALIZATION_FAILURE:
+                # A statement that met another, where transactions are serializable by default, or
+                # when both delete several rows. It sees what the other did when it is run again.
+                met = refused.sqlstate in (_SERIALIZATION_FAILURE, _DEADLOCK)
+                if tries_left and met and not self._in_transaction:
                     continue
                 raise _refusal(refused, self._qualified) from refused
             finally:
@@ -352,22 +367,31 @@ class PostgresBackend:
 
     @property
     def _in_transaction(self) -> bool:
-        return isinstance(self._pool, _Held)
+        return isinstance(self._pool, _Held | Lent)
+
+    def _on(self, pool: Pool) -> PostgresBackend:
+        backend = copy.copy(self)
+        backend._pool = pool
+        return backend
 
     @contextmanager
     def _transaction(self) -> Iterator[PostgresBackend]:
-        """Give a backend inside a transaction, which the end of the block commits."""
+        """Give a backend inside a transaction, which the end of the block commits.
+
+        One that is open already is left to whoever opened it.
+        """
+        if self._in_transaction:
+            yield self
+            return
         wire = self._pool.get()
         try:
             # READ COMMITTED, whatever the role's default: a statement must see what was committed
             # before it.
             _control(wire, "BEGIN ISOLATION LEVEL READ COMMITTED")
-            inside = copy.copy(self)
             # Nothing is prepared there: that a statement has vanished would only show by an error,
             # and an error ends the transaction.
-            inside._pool = _Held(wire.unprepared())
             try:
-                yield inside
+                yield self._on(_Held(wire.unprepared(), self._pool.statement_timeout))
             except BaseException:
                 try:
                     _control(wire, "ROLLBACK")
@@ -434,8 +458,9 @@ class _Held:
 
     size = 1
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, statement_timeout: float) -> None:
         self._wire = wire
+        self.statement_timeout = statement_timeout
 
     def get(self) -> Wire:
         return self._wire
@@ -469,7 +494,7 @@ def _qualified(db_schema: str | None, table: str) -> str:
 
 def _lock_number(purpose: str, names: tuple[str | None, str]) -> int:
     text = f"pgstore {purpose} {names[0] or ''}.{names[1]}"
-    return int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8], "big", signed=True)
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big", signed=True)
 
 
 def _control(wire: Wire, text: str, *, unknown: bool = False) -> None:

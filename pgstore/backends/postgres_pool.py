@@ -18,7 +18,7 @@ from psycopg.pq import TransactionStatus
 
 from ..errors import BackendError, ConfigurationError, PGStoreError
 from ..forks import in_forked_child
-from .postgres_wire import Wire, is_alive
+from .postgres_wire import Wire, is_alive, is_utf8
 
 __all__ = ["BorrowedPool", "OwnPool", "Pool"]
 
@@ -37,6 +37,10 @@ class Pool(Protocol):
     @property
     def size(self) -> int:
         """How many connections there may be at once."""
+
+    @property
+    def statement_timeout(self) -> float:
+        """How long a statement may take, in seconds."""
 
     def get(self) -> Wire:
         """Return a live, idle connection. Raises `BackendError` when there is none in time."""
@@ -143,6 +147,10 @@ class OwnPool:
     @property
     def size(self) -> int:
         return self._size
+
+    @property
+    def statement_timeout(self) -> float:
+        return self._leases.statement_timeout
 
     def get(self) -> Wire:
         start = time.monotonic()
@@ -265,6 +273,10 @@ class BorrowedPool:
     def size(self) -> int:
         return self._pool.max_size
 
+    @property
+    def statement_timeout(self) -> float:
+        return self._leases.statement_timeout
+
     def get(self) -> Wire:
         return self._take(self._leases.statement_timeout)
 
@@ -308,9 +320,7 @@ def _fit(connection: _AnyConnection) -> _AnyConnection:
     """Return a connection that can be worked on; raise for one that cannot."""
     if connection.pgconn.transaction_status != TransactionStatus.IDLE:
         raise BackendError("the pool handed out a connection that is inside a transaction")
-    # A pooler reports it as the client wrote it.
-    encoding = connection.pgconn.parameter_status(b"client_encoding") or b""
-    if encoding.upper().replace(b"-", b"") not in (b"UTF8", b"UNICODE"):
+    if not is_utf8(connection):
         raise ConfigurationError("the pool's connections must have client_encoding=utf8")
     return connection
 

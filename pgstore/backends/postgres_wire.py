@@ -207,6 +207,13 @@ def is_alive(connection: psycopg.Connection[Any]) -> bool:
     return True
 
 
+def is_utf8(connection: psycopg.Connection[Any]) -> bool:
+    """Tell whether text goes over a connection as it does here."""
+    # A pooler reports it as the client wrote it.
+    encoding = connection.pgconn.parameter_status(b"client_encoding") or b""
+    return encoding.upper().replace(b"-", b"") in (b"UTF8", b"UNICODE")
+
+
 def _reason(error: psycopg.Error) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

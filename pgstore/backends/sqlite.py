@@ -18,7 +18,8 @@ from ..errors import ConfigurationError, SchemaError
 from ..options import seconds
 from ..rows import Expiry, Loaded, PGSession, check_table, expiry_times, meta_of
 from ..sql import Schema
-from .sqlite_files import Busy, Connections, Database, Transaction
+from .sqlite_files import Busy, Connections, Database, Source
+from .sqlite_lent import Lent
 
 __all__ = ["SQLiteBackend", "schema_sql"]
 
@@ -90,9 +91,8 @@ class SQLiteBackend:
             raise ConfigurationError(f"busy_timeout must be 0 to 3600 seconds, not {wait:g}")
         self._clock = clock
         self._sql = _Statements(self.table)
-        self._source: Connections | Transaction = Connections(
-            Database(path=self.path, table=self.table, busy_timeout=wait)
-        )
+        self._database = Database(path=self.path, table=self.table, busy_timeout=wait)
+        self._source: Source = Connections(self._database)
 
     def __repr__(self) -> str:
         return f"<SQLiteBackend {self.path} {self.table}>"
@@ -197,6 +197,9 @@ class SQLiteBackend:
         with self._source.transaction() as transaction:
             yield self._inside(transaction)
 
+    def using(self, connection: Any) -> SQLiteBackend:
+        return self._inside(Lent(self._database, connection))
+
     def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
         now = self._now()
         values = {"now": now, "until": now + round(horizon * 1_000_000), "limit": limit}
@@ -237,9 +240,9 @@ class SQLiteBackend:
     def close(self) -> None:
         self._source.close()
 
-    def _inside(self, transaction: Transaction) -> SQLiteBackend:
+    def _inside(self, source: Source) -> SQLiteBackend:
         inside = copy.copy(self)
-        inside._source = transaction
+        inside._source = source
         return inside
 
     def _now(self) -> int:
@@ -309,13 +312,14 @@ class _Statements:
         self.scan = f"""
             SELECT {columns} FROM "{table}" WHERE key > :after AND expires_on > :now
             ORDER BY key LIMIT :limit"""
-        newest = "ORDER BY coalesce(authenticated_on, created_on) DESC, key DESC"
+        newest = "coalesce(authenticated_on, created_on) DESC, key DESC"
         of_user = "user_key = :user_key AND expires_on > :now"
         self.of_user = f"""
-            SELECT {without_data} FROM "{table}" WHERE {of_user} {newest}"""
+            SELECT {without_data} FROM "{table}" WHERE {of_user} ORDER BY {newest}"""
         self.delete_of_user = f"""
             DELETE FROM "{table}" WHERE rowid IN (
-                SELECT rowid FROM "{table}" WHERE {of_user} {newest} LIMIT -1 OFFSET :newest)
+                SELECT rowid FROM "{table}" WHERE {of_user}
+                ORDER BY key = :keep DESC, {newest} LIMIT -1 OFFSET :newest)
                 AND (:keep IS NULL OR key <> :keep)
             RETURNING {without_data}"""
         self.sweep = f"""

@@ -12,11 +12,29 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from ..errors import BackendError, SchemaError
 
-__all__ = ["Busy", "Connections", "Database", "Transaction"]
+__all__ = ["Busy", "Connections", "Database", "Source", "Transaction"]
+
+
+class Source(Protocol):
+    """What a `SQLiteBackend` runs its statements on."""
+
+    def run(
+        self, sql: str, values: Mapping[str, Any] | None = None, *, wait: float | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows; ``wait`` replaces the busy timeout."""
+
+    def transaction(self) -> AbstractContextManager[Source]:
+        """Hold the file's write lock for a block."""
+
+    def creation(self) -> AbstractContextManager[Source]:
+        """Open a transaction on the file, which is made first if there is none."""
+
+    def close(self) -> None:
+        """Free what this source opened."""
 
 
 class Connections:
@@ -35,7 +53,7 @@ class Connections:
     def run(
         self, sql: str, values: Mapping[str, Any] | None = None, *, wait: float | None = None
     ) -> list[tuple[Any, ...]]:
-        """Run one statement, in a transaction of its own; ``wait`` replaces the busy timeout."""
+        """Run one statement, in a transaction of its own."""
         connection = self._take()
         try:
             if wait is not None:
@@ -172,6 +190,11 @@ class Database:
         if text.endswith("already exists"):
             return SchemaError(
                 f"{self.path} has a table {self.table} that pgstore did not make: choose another"
+            )
+        if name == "SQLITE_BUSY_SNAPSHOT":
+            return Busy(
+                f"{self.path} was written by another since this transaction first read it: begin "
+                "with BEGIN IMMEDIATE"
             )
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             return Busy(f"{self.path} was locked by another writer for {self.busy_timeout:g} s")

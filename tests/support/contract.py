@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import psycopg
 import pytest
 
 from pgstore.backends.postgres import PostgresBackend
@@ -36,6 +37,9 @@ class PostgresContract(BackendContract):
 
     def make_backend(self) -> Backend:
         return PostgresBackend(self.make_pool(), db_schema=self.lab.schema)
+
+    def make_connection(self) -> Any:
+        return psycopg.connect(self.lab.dsn)
 
     def raw_rows(self) -> list[dict[str, Any]]:
         rows = self.lab.rows()
