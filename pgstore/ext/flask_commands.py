@@ -40,10 +40,8 @@ def _revoke(handle: str | None, user: str | None) -> None:
     if (handle is None) == (user is None):
         raise click.UsageError("Give either --handle or --user.")
     with _store() as store:
-        if user is not None:
-            click.echo(store.revoke_user(user))
-        elif handle is not None:
-            click.echo(int(store.revoke(handle)))
+        ended = store.revoke(handle or "") if user is None else store.revoke_user(user)
+        click.echo(int(ended))
 
 
 @commands.command("cleanup")
