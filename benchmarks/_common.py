@@ -14,13 +14,16 @@ import sqlite3
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+_K = TypeVar("_K", bound=Hashable)
+
+EFFORTS = ("full", "quick", "smoke")
 
 KEYS = (b"hash key of the benchmarks, 32 b.", b"block key of benchmarks, 32 byte")
 
@@ -60,10 +63,10 @@ class Effort:
     to see that it runs.
     """
 
-    name: Literal["full", "quick", "smoke"]
+    name: str
 
     def pick(self, *, full: _T, quick: _T, smoke: _T) -> _T:
-        return {"full": full, "quick": quick, "smoke": smoke}[self.name]
+        return dict(zip(EFFORTS, (full, quick, smoke), strict=True))[self.name]
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,18 @@ class Report:
     about: dict[str, str] = field(default_factory=dict)
 
     def add(
-        self, what: str, against: str, values: Sequence[float], unit: str = "×", **target: float
+        self,
+        what: str,
+        against: str,
+        values: Sequence[float],
+        unit: str = "×",
+        *,
+        at_most: float | None = None,
+        at_least: float | None = None,
     ) -> None:
-        """Add a line; ``target`` is ``at_most=`` or ``at_least=``, or nothing."""
-        self.comparisons.append(Comparison(what, against, Spread.of(values), unit, **target))
+        """Add a line to the table."""
+        spread = Spread.of(values)
+        self.comparisons.append(Comparison(what, against, spread, unit, at_most, at_least))
 
     def draw(self, samples: Mapping[str, Sequence[float]]) -> None:
         self.bars.update({name: Spread.of(values) for name, values in samples.items()})
@@ -153,8 +164,8 @@ class Report:
 def main(run: Callable[[Effort], Report]) -> None:
     """Run one scenario from the command line: ``[full|quick|smoke]``."""
     name = sys.argv[1] if len(sys.argv) > 1 else "full"
-    if name not in ("full", "quick", "smoke"):
-        sys.exit(f"usage: python {sys.argv[0]} [full|quick|smoke]")
+    if name not in EFFORTS:
+        sys.exit(f"usage: python {sys.argv[0]} [{'|'.join(EFFORTS)}]")
     start = time.monotonic()
     report = run(Effort(name))
     print_table(report.comparisons)
@@ -179,9 +190,9 @@ def print_table(comparisons: Sequence[Comparison]) -> None:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
-def interleave(what: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleave(what: Mapping[_K, Callable[[], float]], rounds: int) -> dict[_K, list[float]]:
     """Measure each in turn, round after round. The first round only warms up."""
-    samples: dict[str, list[float]] = {name: [] for name in what}
+    samples: dict[_K, list[float]] = {name: [] for name in what}
     for turn in range(rounds + 1):
         for name, measure in what.items():
             value = measure()

@@ -50,8 +50,7 @@ def compare(effort: Effort, title: str, page: str, targets: Mapping[str, float |
     report.draw(layers)
     for kind, target in targets.items():
         if kind in layers:
-            bound = {} if target is None else {"at_most": target}
-            report.add(title, kind, ratios(layers["pgstore"], layers[kind]), **bound)
+            report.add(title, kind, ratios(layers["pgstore"], layers[kind]), at_most=target)
     return report
 
 
@@ -102,7 +101,8 @@ class _Worker:
 
 
 def _serve(pipe: Connection, kind: str, servers: Servers, page: str) -> None:
-    sites = {sessions: KINDS[name].make(servers) for sessions, name in _pair(kind)}
+    base = KINDS[kind].base
+    sites = {True: KINDS[kind].make(servers), False: KINDS[base].make(servers)}
     cookies = []
     for _ in range(_VISITORS):
         _, cookie = _request(sites[True], "/new", None)
@@ -122,10 +122,6 @@ def _serve(pipe: Connection, kind: str, servers: Servers, page: str) -> None:
         for cookie in itertools.islice(turn, requests):
             _request(site, page, cookie)
         pipe.send((time.perf_counter() - start) / requests * 1e6)
-
-
-def _pair(kind: str) -> tuple[tuple[bool, str], tuple[bool, str]]:
-    return (True, kind), (False, KINDS[kind].base)
 
 
 def _request(site: App, page: str, cookie: str | None) -> tuple[str, str | None]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from _common import KEYS, PAYLOAD
+
+if TYPE_CHECKING:
+    from flask import Flask
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -54,7 +57,7 @@ def make(kind: str, postgres: int, redis: int = 0) -> App:
 # -- on Flask
 
 
-def _flask(data: Any = None) -> Any:
+def _flask(data: Any = None) -> Flask:
     from flask import Flask, session
 
     app = Flask("site")

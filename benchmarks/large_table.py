@@ -7,6 +7,7 @@ presented; they lie evenly all over it, and hardly any is asked for twice.
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import time
 from collections.abc import Callable
@@ -20,14 +21,21 @@ from _rows import Crowd
 from pgstore import PGStore
 from pgstore.embedded import temporary
 
+# The row and its place in the index, in the folder in memory and in shared_buffers; and slack.
+_BYTES_PER_ROW = 900
+
 
 def run(effort: Effort) -> Report:
-    rows = effort.pick(full=10_000_000, quick=500_000, smoke=20_000)
+    wanted = effort.pick(full=10_000_000, quick=500_000, smoke=20_000)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    rows = min(wanted, memory // 2 // _BYTES_PER_ROW)
     few = effort.pick(full=10_000, quick=10_000, smoke=1_000)
     rounds = effort.pick(full=100, quick=30, smoke=1)
     calls = effort.pick(full=500, quick=200, smoke=5)
     buffers = effort.pick(full="4GB", quick="512MB", smoke="64MB")
     report = Report(f"get from {rows:,} rows, and from {few:,}")
+    if rows < wanted:
+        report.left_out.append(f"{wanted:,} rows: there is memory for {rows:,} here")
     with (
         temporary(
             shared_buffers=buffers,

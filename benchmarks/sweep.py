@@ -35,12 +35,12 @@ _AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0
 
 
 def run(effort: Effort) -> Report:
-    rows = effort.pick(full=2_000_000, quick=200_000, smoke=8_000)
+    rows = effort.pick(full=2_000_000, quick=100_000, smoke=8_000)
     calm_seconds = effort.pick(full=20.0, quick=3.0, smoke=0.3)
     report = Report(f"Requests while {rows // 2:,} expired rows of {rows:,} are swept", "ms")
     with (
         temporary(
-            durable=True,
+            durable=effort.name != "smoke",
             shared_buffers=effort.pick(full="3GB", quick="512MB", smoke="64MB"),
             wal_level="minimal",
             max_wal_senders=0,
@@ -105,7 +105,8 @@ class _Clients:
 
     def __exit__(self, *exc_info: object) -> None:
         for process, _ in self._crew:
-            process.kill()
+            if not self._done:
+                process.kill()
             process.join()
 
     def stop(self) -> None:
