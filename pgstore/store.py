@@ -290,7 +290,8 @@ class Store:
 
     def owns(self, session: Session) -> bool:
         """Tell whether this store made the session, also inside or outside of its `using`."""
-        return isinstance(session._store, Store) and session._store._root is self._root
+        store = session._store
+        return store is self or (isinstance(store, Store) and store._root is self._root)
 
     # -- users
 
