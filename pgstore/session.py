@@ -324,8 +324,7 @@ class Registry:
 
     def known(self, name: str) -> Session | None:
         """Return this request's session called ``name`` if it was loaded already; load nothing."""
-        known = self._sessions.get(name)
-        return known and known[1]
+        return self._sessions.get(name)
 
     def save(self, response: Any) -> None:
         """Save every session of this request (gorilla's ``sessions.Save``).

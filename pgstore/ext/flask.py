@@ -394,7 +394,7 @@ def login_required(
 
 def _user_key(sessions: FlaskSessions | Store) -> str | None:
     store = sessions if isinstance(sessions, Store) else sessions.store
-    if not isinstance(session, FlaskSession) or session.pgstore._store is not store:
+    if not isinstance(session, FlaskSession) or not store.owns(session.pgstore):
         raise ConfigurationError("login_required was given other sessions than the app has")
     return session.user_key
 
