@@ -19,6 +19,7 @@ from flask.testing import FlaskClient
 
 import pgstore
 from pgstore import BackendError, ConfigurationError, MemoryStore, Options, SQLiteStore, Store
+from pgstore.devices import format_sessions
 from pgstore.ext.flask import FlaskSessions, session
 from pgstore.ext.flask_settings import _keys, open_store_of
 from pgstore.urls import format_keys
@@ -319,6 +320,7 @@ def test_no_cleaner_unless_asked_for(sites: Any, url: str, interval: Any) -> Non
 APP = """
 import atexit, os, sys, threading
 import flask
+from pgstore.devices import format_sessions
 from pgstore.ext.flask import FlaskSessions, session
 
 app = flask.Flask("app")
@@ -423,10 +425,9 @@ def test_listing(flask_command: Any) -> None:
     sign_in(site, "bob")
     handle = site.visit(browser, lambda: session.handle).text
     code, text = flask_command("list", "alice")
-    lines = text.splitlines()
-    assert (code, len(lines)) == (0, 2)
-    assert re.fullmatch(rf"{handle}  [\d-]+ [\d:+]+  127\.0\.0\.1  unknown browser", lines[0])
-    assert flask_command("list", "nobody") == (0, "")
+    with site.app.app_context():
+        assert (code, text) == (0, format_sessions(site.sessions.store.sessions_of("alice")))
+    assert text.count(handle) == 1
 
 
 def test_revoking(flask_command: Any) -> None:
@@ -434,12 +435,12 @@ def test_revoking(flask_command: Any) -> None:
     site = flask_command.site
     browsers = [sign_in(site, "alice") for _ in range(3)]
     handle = site.visit(browsers[1], lambda: session.handle).text
-    assert flask_command("revoke", "--handle", handle) == (0, "1\n")
-    assert flask_command("revoke", "--handle", handle) == (0, "0\n")
+    assert flask_command("revoke", "--handle", handle) == (0, "revoked 1\n")
+    assert flask_command("revoke", "--handle", handle) == (1, "revoked 0\n")
     users = [site.visit(browser, lambda: str(session.user_key)).text for browser in browsers]
     assert users == ["alice", "None", "alice"]
-    assert flask_command("revoke", "--user", "alice") == (0, "2\n")
-    assert flask_command("list", "alice") == (0, "")
+    assert flask_command("revoke", "--user", "alice") == (0, "revoked 2\n")
+    assert flask_command("revoke", "--user", "alice") == (0, "revoked 0\n")
     for arguments in ([], ["--user", "a", "--handle", "b"]):
         code, text = flask_command("revoke", *arguments)
         assert (code, "either --handle or --user" in text) == (2, True)
@@ -472,7 +473,7 @@ def test_commands_on_a_given_store(sites: Any, flask_command: Any) -> None:
     site = sites(MemoryStore(*KEYS))
     browser = sign_in(site, "alice")
     assert flask_command("schema", site=site)[0] == 0
-    assert flask_command("revoke", "--user", "alice", site=site) == (0, "1\n")
+    assert flask_command("revoke", "--user", "alice", site=site) == (0, "revoked 1\n")
     assert site.visit(browser, lambda: str(session.user_key)).text == "None"
 
 

@@ -366,16 +366,23 @@ class FlaskSession(SessionMixin):
             session._adapted = self._attributes[permanent]
         if permanent != self._was_permanent:
             session.send_cookie()
-        if permanent and not self._app.config["SESSION_REFRESH_EACH_REQUEST"]:
-            rules = cast("Store", session._store)._rules
-            if isinstance(plan.decide(rules, session, None, None), plan.Touch):
-                vary_on_cookie(response.headers)
-                return
+        if self._is_only_read(session):
+            vary_on_cookie(response.headers)
+            return
         had_row = not session.is_new
         session.save(self._environ, response)
         if had_row and session.is_new:
             https = self._environ["wsgi.url_scheme"] == "https"
             clear_cookie(response.headers, self._name, session.options.freeze(), https=https)
+
+    def _is_only_read(self, session: Session) -> bool:
+        """Tell whether a save would do no more than to move an end that is not to be moved."""
+        if not self.permanent or self._app.config["SESSION_REFRESH_EACH_REQUEST"]:
+            return False
+        if session._base is None or session._base.resend:
+            return False
+        rules = cast("Store", session._store)._rules
+        return isinstance(plan.decide(rules, session, None, None), plan.Touch)
 
 
 session = cast("FlaskSession", flask.session)
@@ -407,7 +414,7 @@ def login_required(
 
 def _user_key(sessions: FlaskSessions | Store) -> str | None:
     store = sessions if isinstance(sessions, Store) else sessions.store
-    if not isinstance(session, FlaskSession) or session.pgstore._store is not store:
+    if not isinstance(session, FlaskSession) or not store.owns(session.pgstore):
         raise ConfigurationError("login_required was given other sessions than the app has")
     return session.user_key
 
