@@ -377,18 +377,18 @@ def test_a_run_that_is_stopped_before_it_starts_yields_nothing() -> None:
 def test_a_run_that_nobody_reads_keeps_sweeping(caplog: pytest.LogCaptureFixture) -> None:
     """Without a reader sweeps go on and the oldest results go (Go's `RunCleanup` stalled)."""
     caplog.set_level(logging.INFO, "pgstore")
-    stop, numbers = Event(), iter(range(1, 251))
+    stop, numbers = Event(), iter(range(1, 151))
 
     def count() -> int:
         number = next(numbers)
-        if number == 250:
+        if number == 150:
             stop.set()
         return number
 
-    results = cleaner_of(FakeBackend(*[count] * 250)).run(stop, SOON)
+    results = cleaner_of(FakeBackend(*[count] * 150)).run(stop, SOON)
     join_sweepers()
-    assert [result.deleted for result in results] == list(range(152, 251))
-    assert len(caplog.records) == 250
+    assert [result.deleted for result in results] == list(range(52, 151))
+    assert len(caplog.records) == 150
 
 
 # -- forks -----------------------------------------------------------------------------------------
