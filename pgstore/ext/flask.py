@@ -366,7 +366,8 @@ class FlaskSession(SessionMixin):
             session._adapted = self._attributes[permanent]
         if permanent != self._was_permanent:
             session.send_cookie()
-        if self._is_only_read(session):
+        refreshed = self._app.config["SESSION_REFRESH_EACH_REQUEST"]
+        if permanent and not refreshed and _is_only_read(session):
             vary_on_cookie(response.headers)
             return
         had_row = not session.is_new
@@ -374,15 +375,6 @@ class FlaskSession(SessionMixin):
         if had_row and session.is_new:
             https = self._environ["wsgi.url_scheme"] == "https"
             clear_cookie(response.headers, self._name, session.options.freeze(), https=https)
-
-    def _is_only_read(self, session: Session) -> bool:
-        """Tell whether a save would do no more than to move an end that is not to be moved."""
-        if not self.permanent or self._app.config["SESSION_REFRESH_EACH_REQUEST"]:
-            return False
-        if session._base is None or session._base.resend:
-            return False
-        rules = cast("Store", session._store)._rules
-        return isinstance(plan.decide(rules, session, None, None), plan.Touch)
 
 
 session = cast("FlaskSession", flask.session)
@@ -430,6 +422,14 @@ def _answer_503(error: BackendError) -> ResponseReturnValue:
     current_app.logger.error("the session storage failed: %s", " ".join(str(error).split()))
     answer: ResponseReturnValue = current_app.handle_http_exception(ServiceUnavailable())
     return answer
+
+
+def _is_only_read(session: Session) -> bool:
+    """Tell whether a save would do no more than to move the session's end."""
+    if session._base is None or session._base.resend:
+        return False
+    rules = cast("Store", session._store)._rules
+    return isinstance(plan.decide(rules, session, None, None), plan.Touch)
 
 
 def _attributes_of(
