@@ -468,7 +468,7 @@ def _encode(rules: Rules, session: Session) -> Contents:
         values = {
             # What cannot change in place, and is still the same object, has the same bytes.
             key: known[key]
-            if type(item) in PLAIN and key in known and decoded.get(key) is item
+            if type(item) in PLAIN and key in known and decoded.get(key, MISSING) is item
             else dumps(item, "value", known=known.get(key))
             for key, item in session.values.items()
         }
