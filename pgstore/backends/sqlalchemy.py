@@ -22,7 +22,8 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from ..errors import BackendError, ConfigurationError, ConflictError, SchemaError
 from ..rows import Expiry, Loaded, PGSession, expiry_times
 from ..sql import statements
-from .sqlalchemy_engine import Busy, Database, Held, Job, Lent, code_of, dialect_of
+from .sqlalchemy_engine import Database, Held, Job, Lent
+from .sqlalchemy_errors import Busy, is_refused
 from .sqlalchemy_tables import (
     COLUMNS,
     CONTENT,
@@ -34,6 +35,7 @@ from .sqlalchemy_tables import (
     mismatches,
     sessions_table,
 )
+from .sqlalchemy_urls import dialect_of
 
 __all__ = ["SQLAlchemyBackend", "schema_sql", "sessions_table"]
 
@@ -43,8 +45,6 @@ _MOST_SWAPS: Final = 100
 # Below every database's limit of parameters.
 _MOST_KEYS: Final = 500
 
-# An account's rights do not reach.
-_MAY_NOT: Final = {"42501", "1142", "1044"}
 _WITHOUT_DATA: Final = tuple(name for name in COLUMNS if name != "data")
 _STAMPS: Final = ("generation", "version", *TIMES)
 
@@ -84,7 +84,7 @@ class SQLAlchemyBackend:
         )
         self._dialect = database.dialect
         self._flavour = flavour_of(self._dialect, clock)
-        if db_schema is not None and database.is_sqlite:
+        if db_schema is not None and self._dialect.name == "sqlite":
             raise ConfigurationError("db_schema is for other databases: SQLite has no schemas")
         self._sql = _Statements(self._rows, self._flavour)
 
@@ -430,7 +430,7 @@ class SQLAlchemyBackend:
                 raise
 
     def _not_applied(self, error: BackendError) -> BackendError:
-        if code_of(error.__cause__) in _MAY_NOT:
+        if is_refused(error.__cause__):
             return SchemaError(
                 f"this account may not create or change the table {self._rows}: run 'pgstore "
                 "schema apply' as one that may, or give what 'pgstore schema print' shows to "
