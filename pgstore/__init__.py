@@ -30,7 +30,7 @@ from .errors import (
 )
 from .ids import generate_random_key
 from .options import Options
-from .rows import Backend, PGSession
+from .rows import Backend, PGSession, Stats, UserStats
 from .serializers import TypedSerializer
 from .session import Registry, Session
 from .store import MemoryStore, PGStore, SQLAlchemyStore, SQLiteStore, Store
@@ -66,9 +66,11 @@ __all__ = [
     "SessionGone",
     "SessionNotFound",
     "SessionTooLong",
+    "Stats",
     "Store",
     "TypedSerializer",
     "UserSession",
+    "UserStats",
     "codecs_from_pairs",
     "decode_multi",
     "encode_multi",

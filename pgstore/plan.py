@@ -208,13 +208,14 @@ def decide(rules: Rules, session: Session, ip: str | None, agent: str | None) ->
     values could not be read and that was changed without `Session.clear`.
     """
     base = session._base
+    options = session._options or session._adapted
     meta = _check_meta(session.meta) if session.meta else {}
     contents = _encode(rules, session)
     empty = not (contents or meta or session._user_key)
     if base is None:
         if empty:
             return None
-        max_age = session._options.max_age if session._options else rules.options.max_age
+        max_age = options.max_age if options else rules.options.max_age
         row = PGSession(
             key=session._id.selector,
             name=session.name,
@@ -233,7 +234,7 @@ def decide(rules: Rules, session: Session, ip: str | None, agent: str | None) ->
         return Insert(row.but(data=data), rules.lifetimes.expiry(max_age), contents)
 
     row = base.row
-    max_age = session._options.max_age if session._options else row.max_age
+    max_age = options.max_age if options else row.max_age
     regenerated = session._id is not base.id
     due = base.now - _known(row.seen_on) >= timedelta(seconds=rules.lifetimes.touch_after(max_age))
     if base.contents is None and not session._overwrite:
@@ -467,8 +468,8 @@ def _encode(rules: Rules, session: Session) -> Contents:
         values = {
             # What cannot change in place, and is still the same object, has the same bytes.
             key: known[key]
-            if type(item) in PLAIN and key in known and decoded.get(key) is item
-            else dumps(item, "value")
+            if type(item) in PLAIN and key in known and decoded.get(key, MISSING) is item
+            else dumps(item, "value", known=known.get(key))
             for key, item in session.values.items()
         }
         return Contents(

@@ -19,7 +19,16 @@ from .errors import ConfigurationError
 from .ids import handle_of
 from .options import Expiry
 
-__all__ = ["Backend", "Expiry", "Loaded", "PGSession", "check_table", "expiry_times"]
+__all__ = [
+    "Backend",
+    "Expiry",
+    "Loaded",
+    "PGSession",
+    "Stats",
+    "UserStats",
+    "check_table",
+    "expiry_times",
+]
 
 _EPOCH: Final = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
 
@@ -114,6 +123,28 @@ class Loaded(NamedTuple):
     now: datetime
 
 
+class Stats(NamedTuple):
+    """How a table is: its live rows, and those that have expired and wait to be swept.
+
+    ``size`` is what it takes on disk with its indexes, in bytes, and in SQLite the whole file; None
+    when that cannot be known. ``oldest`` is when the oldest live session began, aware; None without
+    one.
+    """
+
+    live: int
+    expired: int
+    size: int | None
+    oldest: datetime | None
+
+
+class UserStats(NamedTuple):
+    """A user with live sessions: how many there are, and when one was last seen, aware."""
+
+    user_key: str
+    sessions: int
+    seen_on: datetime
+
+
 class Backend(Protocol):
     """Where rows live. `pgstore.testing.BackendContract` holds an implementation to this text.
 
@@ -206,6 +237,12 @@ class Backend(Protocol):
         Users are compared byte by byte.
         """
 
+    def users(self, after: str | None, limit: int) -> list[UserStats]:
+        """Return up to ``limit`` users who have live rows, from the first one above ``after``.
+
+        They are in the order of their keys' bytes in UTF-8.
+        """
+
     def delete_of_user(
         self, user_key: str, *, keep: bytes | None = None, newest: int = 0
     ) -> list[PGSession]:
@@ -243,6 +280,9 @@ class Backend(Protocol):
         found. Returns what was deleted, without ``data``; None when another process is sweeping
         this table now, or the lock cannot be had soon.
         """
+
+    def stats(self) -> Stats:
+        """Count the rows, which reads all of the table: for people who look, not for requests."""
 
     def apply_schema(self) -> None:
         """Create or migrate the table; safe for many processes at once. Raises `SchemaError`."""

@@ -104,13 +104,18 @@ class TypedSerializer:
             )
         self._types[type_] = self._tags[tag] = _Registered(tag, dump, load)
 
-    def dumps(self, value: Any, /, path: str = "value") -> bytes:
+    def dumps(self, value: Any, /, path: str = "value", *, known: bytes | None = None) -> bytes:
         """Return the bytes of ``value``. ``path`` is what an error calls it.
+
+        ``known`` may be the bytes of the value as it was: if it still has them, it is not looked
+        through again.
 
         Raises `SerializationError` that names path and type of what cannot be carried, a cycle, or
         a nest of more than 64 levels.
         """
         try:
+            if known is not None and self._packed(value, 0) == known:
+                return known
             if not self._carries(value, 0):
                 self._explain(value, path, ())
             return self._packed(value, 0)
@@ -201,6 +206,8 @@ class TypedSerializer:
 
     def _packed(self, value: Any, depth: int) -> bytes:
         # ``depth`` counts extension types within another: each is a recursion here and in loads.
+        if depth > _MAX_DEPTH:
+            raise _Refused
         packed: bytes = msgpack.packb(
             value,
             default=lambda item: self._pack(item, depth),

@@ -101,6 +101,8 @@ class Session:
         # The list in which each consumed message was given out.
         self._consumed: dict[FlashId, tuple[list[Any], Any]] = {}
         self._options: SessionOptions | None = None
+        # An adapter's attributes, in place of the store's and of the row's max_age.
+        self._adapted: Options | None = None
         self._user_key: str | None = None
         self._login = False
         self._overwrite = False
@@ -226,8 +228,8 @@ class Session:
     def options(self) -> SessionOptions:
         """This session's own cookie attributes, to change before `save`; max_age -1 deletes."""
         if self._options is None:
-            self._options = self._store.options.thaw()
-            if self._base is not None:
+            self._options = (self._adapted or self._store.options).thaw()
+            if self._base is not None and self._adapted is None:
                 self._options.max_age = self._base.row.max_age
         return self._options
 

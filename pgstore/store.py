@@ -40,7 +40,7 @@ from .hooks import DeletionCallback, HeldHooks, Hooks, Unsubscribe
 from .ids import SessionId, key_of
 from .merge import MergeFunction
 from .options import Lifetimes, Options, check_cookie_name, seconds
-from .rows import Backend, PGSession
+from .rows import Backend, PGSession, Stats, UserStats
 from .saving import Saving
 from .serializers import TypedSerializer
 from .session import Registry, Session, Snapshot, check_user_key, environ_of
@@ -294,7 +294,8 @@ class Store:
 
     def owns(self, session: Session) -> bool:
         """Tell whether this store made the session, also inside or outside of its `using`."""
-        return isinstance(session._store, Store) and session._store._root is self._root
+        store = session._store
+        return store is self or (isinstance(store, Store) and store._root is self._root)
 
     # -- users
 
@@ -351,6 +352,15 @@ class Store:
         rows = self._backend.delete_of_user(check_user_key(user_key), keep=_key_of(keep))
         self._hooks.fire(rows, "revoked")
         return len(rows)
+
+    def users(self, *, after: str | None = None, limit: int = 100) -> list[UserStats]:
+        """Return the users who have live sessions, with how many, for an administrator's page.
+
+        Up to ``limit`` of them by their keys' bytes; for the next page, ``after`` is the last one.
+        """
+        if limit < 1:
+            raise ConfigurationError(f"limit must be 1 or more, not {limit}")
+        return self._backend.users(None if after is None else check_user_key(after), limit)
 
     def on_deletion(self, callback: DeletionCallback) -> Unsubscribe:
         """Call ``callback(row, reason)`` for every session that this process ends.
@@ -444,6 +454,13 @@ class Store:
         """
         return self._cleaner.run(stop, interval)
 
+    def stats(self) -> Stats:
+        """Return how the table is: live and expired rows, size, the oldest session.
+
+        It reads the whole table: for an administrator's page, not for every request.
+        """
+        return self._backend.stats()
+
     def close(self) -> None:
         """Stop the cleanups of this store and free what it opened. May be called again.
 
@@ -503,7 +520,7 @@ class Store:
 
     def _options_of(self, session: Session) -> Options:
         if session._options is None:
-            return self._rules.options
+            return session._adapted or self._rules.options
         options = session._options.freeze()
         session._options.max_age = options.max_age  # a timedelta has become seconds
         check_cookie_name(session.name, options)

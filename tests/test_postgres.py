@@ -143,38 +143,6 @@ def test_no_idle_transaction_is_left(pg_lab: PostgresLab) -> None:
         pool.putconn(connection)
 
 
-def hot(lab: PostgresLab) -> tuple[int, int]:
-    with psycopg.connect(lab.dsn, autocommit=True) as connection:
-        connection.execute("SELECT pg_stat_force_next_flush()")
-        row = connection.execute(
-            "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables "
-            "WHERE schemaname = %s AND relname = 'http_sessions'",
-            [lab.schema],
-        ).fetchone()
-    assert row is not None
-    return row
-
-
-def test_touches_inside_a_bucket_are_updated_in_place(pg_lab: PostgresLab) -> None:
-    """Touching changes no indexed column within a bucket: every update is HOT."""
-    store = pg_lab.store(pool_size=1)
-    browser = Browser()
-    with browser.visit(store) as session:
-        session["x"] = "y" * 250
-    bucket = pg_lab.row()["gc_after"]
-    for _ in range(20):
-        pg_lab.execute("UPDATE http_sessions SET seen_on = seen_on - interval '1 hour'")
-        with browser.visit(store):
-            pass
-    assert pg_lab.row()["gc_after"] == bucket
-    # A backend reports what it did when it goes, if not before.
-    store.close()
-    deadline = time.monotonic() + 10
-    while hot(pg_lab) != (40, 40) and time.monotonic() < deadline:
-        pass
-    assert hot(pg_lab) == (40, 40)
-
-
 def test_a_load_uses_the_primary_key(pg_lab: PostgresLab) -> None:
     """Load and sweep are planned on the indexes that are there for them."""
     store = pg_lab.store()

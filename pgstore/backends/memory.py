@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..forks import in_forked_child
-from ..rows import Expiry, Loaded, PGSession, check_table, expiry_times
+from ..rows import Expiry, Loaded, PGSession, Stats, UserStats, check_table, expiry_times
 
 __all__ = ["MemoryBackend"]
 
@@ -138,6 +138,16 @@ class MemoryBackend:
             ]
             return sorted(rows, key=_newness, reverse=True)
 
+    def users(self, after: str | None, limit: int) -> list[UserStats]:
+        with self._lock:
+            now = self._now()
+            seen: dict[str, list[datetime]] = {}
+            for key, row in self._rows.items():
+                if row.user_key is not None and row.seen_on and self._live(key, now):
+                    seen.setdefault(row.user_key, []).append(row.seen_on)
+        users = sorted(user for user in seen if after is None or user > after)
+        return [UserStats(user, len(seen[user]), max(seen[user])) for user in users[:limit]]
+
     def delete_of_user(
         self, user_key: str, *, keep: bytes | None = None, newest: int = 0
     ) -> list[PGSession]:
@@ -173,6 +183,13 @@ class MemoryBackend:
                 return [self._rows.pop(key).but(data=b"") for key in dead]
         finally:
             self._sweeping.release()
+
+    def stats(self) -> Stats:
+        with self._lock:
+            now = self._now()
+            begun = [row.created_on for key, row in self._rows.items() if self._live(key, now)]
+            oldest = min((time for time in begun if time), default=None)
+            return Stats(len(begun), len(self._rows) - len(begun), None, oldest)
 
     def apply_schema(self) -> None:
         """Do nothing: there is no table."""

@@ -20,7 +20,7 @@ from typing import Any
 from psycopg.pq.abc import PGresult
 
 from ..errors import BackendError, SchemaError
-from ..rows import Expiry, Lazy, Loaded, PGSession, check_table, meta_of
+from ..rows import Expiry, Lazy, Loaded, PGSession, Stats, UserStats, check_table, meta_of
 from ..sql import Schema
 from .postgres_lent import Lent
 from .postgres_pool import Pool
@@ -131,6 +131,16 @@ class _Sql:
                     ORDER BY key = $2 DESC, {newest} OFFSET $3::int8
                 )
             RETURNING {_WITHOUT_DATA}, {_TIMES}""")
+
+        self.users = Statement(f"""
+            SELECT user_key, count(*), max(seen_on) FROM {table}
+            WHERE user_key IS NOT NULL AND ($1::text IS NULL OR user_key > $1) AND {_LIVE}
+            GROUP BY user_key ORDER BY user_key LIMIT $2::int8""")
+        self.stats = Statement(f"""
+            SELECT count(*) FILTER (WHERE {_LIVE}), count(*) FILTER (WHERE NOT {_LIVE}),
+                pg_total_relation_size('{table}'::regclass),
+                min(created_on) FILTER (WHERE {_LIVE})
+            FROM {table}""")
 
         self.lock = Statement(f"SELECT 1 FROM {table} WHERE key = $1::bytea FOR UPDATE")
 
@@ -269,6 +279,23 @@ class PostgresBackend:
                 backend._run(self._sql.take_turns, [turn])
                 return _rows(backend._run(self._sql.trim_user, [user, keep, _int8(newest)]))
         return _rows(self._run(self._sql.delete_of_user, [user, keep]))
+
+    def users(self, after: str | None, limit: int) -> list[UserStats]:
+        found = self._run(self._sql.users, [_text(after), _int8(limit)], read=True)
+        return [
+            UserStats(
+                (found.get_value(index, 0) or b"").decode("utf-8"),
+                _number(found.get_value(index, 1)),
+                _time(found.get_value(index, 2)),
+            )
+            for index in range(found.ntuples)
+        ]
+
+    def stats(self) -> Stats:
+        counted = self._run(self._sql.stats, [], read=True)
+        live, expired, size = (_number(counted.get_value(0, column)) for column in range(3))
+        oldest = counted.get_value(0, 3)
+        return Stats(live, expired, size, None if oldest is None else _time(oldest))
 
     @contextmanager
     def locked(self, key: bytes) -> Iterator[PostgresBackend]:

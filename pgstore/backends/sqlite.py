@@ -15,7 +15,17 @@ from typing import Any, Final
 
 from ..errors import ConfigurationError, SchemaError
 from ..options import seconds
-from ..rows import Expiry, Lazy, Loaded, PGSession, check_table, expiry_times, meta_of
+from ..rows import (
+    Expiry,
+    Lazy,
+    Loaded,
+    PGSession,
+    Stats,
+    UserStats,
+    check_table,
+    expiry_times,
+    meta_of,
+)
 from ..sql import Schema
 from .sqlite_files import Busy, Connections, Database, Source
 from .sqlite_lent import Lent
@@ -185,6 +195,11 @@ class SQLiteBackend:
         values = {"user_key": user_key, "now": self._now()}
         return [_Row.of(found) for found in self._source.run(self._sql.of_user, values)]
 
+    def users(self, after: str | None, limit: int) -> list[UserStats]:
+        values = {"after": after, "now": self._now(), "limit": limit}
+        found = self._source.run(self._sql.users, values)
+        return [UserStats(user, sessions, _time(seen)) for user, sessions, seen in found]
+
     def delete_of_user(
         self, user_key: str, *, keep: bytes | None = None, newest: int = 0
     ) -> list[PGSession]:
@@ -208,6 +223,10 @@ class SQLiteBackend:
         except Busy:
             return None
         return [_Row.of(deleted) for deleted in swept]
+
+    def stats(self) -> Stats:
+        ((live, expired, size, oldest),) = self._source.run(self._sql.stats, {"now": self._now()})
+        return Stats(live, expired, size, None if oldest is None else _time(oldest))
 
     def apply_schema(self) -> None:
         if self._schema_versions()[0] < _SCHEMA.version:
@@ -327,6 +346,16 @@ class _Statements:
                 SELECT rowid FROM "{table}" WHERE gc_after <= :until AND expires_on <= :now
                 ORDER BY gc_after LIMIT :limit)
             RETURNING {without_data}"""
+        self.users = f"""
+            SELECT user_key, count(*), max(seen_on) FROM "{table}"
+            WHERE user_key IS NOT NULL AND (:after IS NULL OR user_key > :after)
+                AND expires_on > :now
+            GROUP BY user_key ORDER BY user_key LIMIT :limit"""
+        self.stats = f"""
+            SELECT count(*) FILTER (WHERE live), count(*) FILTER (WHERE NOT live),
+                (SELECT page_count * page_size FROM pragma_page_count, pragma_page_size),
+                min(created_on) FILTER (WHERE live)
+            FROM (SELECT expires_on > :now AS live, created_on FROM "{table}")"""
         self.schema_versions = f"""
             SELECT version, oldest_code FROM "{table}_schema" ORDER BY version DESC LIMIT 1"""
         self.probe = f'SELECT {columns} FROM "{table}" LIMIT 0'
