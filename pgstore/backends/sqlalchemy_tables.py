@@ -90,7 +90,7 @@ def sessions_table(
         sa.Column("user_key", _text(255, in_postgres=sa.Text(collation="C"))),
         sa.Column("ip", _text(2048)),
         sa.Column("user_agent", _text(2048)),
-        sa.Column("meta", _text(None, in_postgres=postgresql.JSONB())),
+        sa.Column("meta", _text(None, in_postgres=_jsonb())),
         sa.Column("previous_hash", _bytes(255)),
         sa.Column("successor", _bytes(255)),
         *(
@@ -126,6 +126,13 @@ def _text(length: int | None, *, in_postgres: Any = None) -> Any:
     return binary.with_variant(sa.Text(), "sqlite").with_variant(
         in_postgres or sa.Text(), "postgresql"
     )
+
+
+def _jsonb() -> Any:
+    jsonb = postgresql.JSONB()
+    # Alembic would write it down with an argument that its scripts cannot read.
+    jsonb.astext_type = None  # type: ignore[assignment]
+    return jsonb
 
 
 def _long() -> Any:
