@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from ..errors import BackendError, ConfigurationError, ConflictError, SchemaError
-from ..rows import Expiry, Loaded, PGSession, expiry_times
+from ..rows import Expiry, Loaded, PGSession, Stats, UserStats, expiry_times
 from ..sql import statements
 from .sqlalchemy_engine import Database, Held, Job, Lent
 from .sqlalchemy_errors import Busy, is_refused
@@ -203,6 +203,28 @@ class SQLAlchemyBackend:
 
     def of_user(self, user_key: str) -> list[PGSession]:
         return self._db.run(partial(self._of_user, user_key=user_key))
+
+    def users(self, after: str | None, limit: int) -> list[UserStats]:
+        def work(job: Job) -> list[UserStats]:
+            statement, values = self._sql.users, {"limit": limit}
+            if after is not None:
+                statement = statement.where(self._rows.c.user_key > sa.bindparam("after"))
+                values["after"] = self._flavour.text_in(after)
+            text, time = self._flavour.text_out, self._flavour.time_out
+            found = job.read(statement, values | self._flavour.bind_now(job))
+            return [UserStats(text(row[0]), row[1], time(row[2])) for row in found]
+
+        return self._db.run(work)
+
+    def stats(self) -> Stats:
+        def work(job: Job) -> Stats:
+            values = self._flavour.bind_now(job)
+            live = job.read(self._sql.count_live, values)[0]
+            expired = job.read(self._sql.count_expired, values)[0]
+            oldest = None if live[1] is None else self._flavour.time_out(live[1])
+            return Stats(live[0], expired[0], self._flavour.size(job, self._rows), oldest)
+
+        return self._db.run(work)
 
     def delete_of_user(
         self, user_key: str, *, keep: bytes | None = None, newest: int = 0
@@ -492,6 +514,15 @@ class _Statements:
             .where(c.user_key == sa.bindparam("the_user"), live)
             .order_by(*newest)
         )
+        self.users = (
+            sa.select(c.user_key, sa.func.count(), sa.func.max(c.seen_on))
+            .where(c.user_key.is_not(None), live)
+            .group_by(c.user_key)
+            .order_by(c.user_key)
+            .limit(sa.bindparam("limit", type_=sa.Integer()))
+        )
+        self.count_live = sa.select(sa.func.count(), sa.func.min(c.created_on)).where(live)
+        self.count_expired = sa.select(sa.func.count()).where(c.expires_on <= now)
         self.expired = (
             sa.select(*bare)
             .where(

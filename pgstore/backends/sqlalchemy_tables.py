@@ -209,6 +209,10 @@ class Flavour:
         """Return how a column is selected."""
         return column
 
+    def size(self, job: Job, table: sa.Table) -> int | None:
+        """Return how many bytes the table and its indexes take, or None where that is not told."""
+        return None
+
     @contextmanager
     def lead(self, job: Job, purpose: str, table: sa.Table, *, wait: bool) -> Iterator[bool]:
         """Keep other processes from doing the same to the table; False when one is at it."""
@@ -277,6 +281,11 @@ class _Postgres(Flavour):
             )
             return sa.func.least(column, latest).label(column.name)
         return column
+
+    def size(self, job: Job, table: sa.Table) -> int | None:
+        name = job.connection.dialect.identifier_preparer.format_table(table)
+        size: int = job.read(sa.select(sa.func.pg_total_relation_size(sa.text(f"'{name}'"))))[0][0]
+        return size
 
     @contextmanager
     def lead(self, job: Job, purpose: str, table: sa.Table, *, wait: bool) -> Iterator[bool]:
