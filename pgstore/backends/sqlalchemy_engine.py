@@ -50,7 +50,7 @@ class Job:
 
     def read(
         self, statement: sa.Executable, values: Mapping[str, Any] | None = None
-    ) -> Sequence[sa.Row[Any]]:
+    ) -> Sequence[Any]:
         """Run a statement and return all of its rows."""
         self.began = time.monotonic()
         rows = self.connection.execute(statement, values or {}).all()
