@@ -11,7 +11,7 @@ store.save(request, response, session)
 from . import errors, merge
 from .agents import Agent
 from .codecs import Codec, Sealer, SecureCookie, codecs_from_pairs, decode_multi, encode_multi
-from .devices import UserSession
+from .devices import StoredSession, UserSession
 from .errors import (
     BackendError,
     ClientError,
@@ -68,6 +68,7 @@ __all__ = [
     "SessionTooLong",
     "Stats",
     "Store",
+    "StoredSession",
     "TypedSerializer",
     "UserSession",
     "UserStats",

@@ -26,7 +26,7 @@ from .codecs import (
     sealers_from_pairs,
 )
 from .cookies import Headers, HttpsCheck, clear_cookie, set_cookie, vary_on_cookie
-from .devices import UserSession
+from .devices import StoredSession, UserSession
 from .errors import (
     BackendError,
     ConfigurationError,
@@ -488,6 +488,31 @@ class Store:
                 counts[self._reseal_row(row, check=check)] += 1
             after = rows[-1].key
         return counts
+
+    def iterate(self, *, batch: int = 500) -> Iterator[StoredSession]:
+        """Yield every live session with its values, for maintenance jobs.
+
+        ``batch`` rows are read at a time, in a statement of their own: no transaction stays open
+        meanwhile, and no connection is held. Sessions may come, change and go; each is yielded once
+        at most, as it was when it was read. One that cannot be read (`RowError`) is logged and
+        passed over. Raises `ConfigurationError` for a batch that is no positive number, and
+        `BackendError`.
+        """
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ConfigurationError(f"batch must be 1 or more rows, not {batch!r}")
+        return self._iterate(batch)
+
+    def _iterate(self, batch: int) -> Iterator[StoredSession]:
+        after: bytes | None = None
+        while rows := self._backend.scan(after, batch):
+            for row in rows:
+                try:
+                    values = plan.values_of(self._rules, row)
+                except RowError as refused:
+                    _log.warning("session %s was passed over: %s", row.handle, refused)
+                    continue
+                yield StoredSession.of(row, name=row.name, values=values)
+            after = rows[-1].key
 
     def _reseal_row(self, row: PGSession, *, check: bool) -> str:
         for _ in range(5):
