@@ -99,7 +99,7 @@ def test_a_value_of_an_unknown_type(lab: Lab, caplog: pytest.LogCaptureFixture) 
         pass
 
     serializer = TypedSerializer()
-    serializer.register("point", Point, dump=lambda point: b"", load=lambda data: Point())
+    serializer.register(Point, "point", dump=lambda point: b"", load=lambda data: Point())
     with Browser().visit(lab.store(serializer=serializer)) as session:
         session["point"] = Point()
     assert list(lab.store(*KEYS).iterate()) == []
