@@ -218,9 +218,11 @@ class SQLAlchemyBackend:
 
     def users(self, after: str | None, limit: int) -> list[UserStats]:
         def work(job: Job) -> list[UserStats]:
-            # Every user comes after the empty one.
-            above = self._flavour.text_in(after or "")
-            found = self._read(job, self._sql.users, after=above, limit=limit)
+            if after is None:
+                found = self._read(job, self._sql.users, limit=limit)
+            else:
+                above = self._flavour.text_in(after)
+                found = self._read(job, self._sql.users_after, after=above, limit=limit)
             return [
                 UserStats(self._flavour.text_out(user), count, self._flavour.time_out(seen))
                 for _, user, count, seen in found
@@ -514,10 +516,13 @@ class _Statements:
         )
         self.users = (
             self.now.add_columns(c.user_key, sa.func.count(), sa.func.max(c.seen_on))
-            .where(c.user_key > sa.bindparam("after", type_=c.user_key.type), live)
+            .where(c.user_key.is_not(None), live)
             .group_by(c.user_key)
             .order_by(c.user_key)
             .limit(sa.bindparam("limit", type_=sa.Integer()))
+        )
+        self.users_after = self.users.where(
+            c.user_key > sa.bindparam("after", type_=c.user_key.type)
         )
         self.stats = self.now.add_columns(
             sa.func.count(sa.case((live, 1))),
