@@ -218,11 +218,11 @@ class SQLAlchemyBackend:
 
     def stats(self) -> Stats:
         def work(job: Job) -> Stats:
-            values = self._flavour.bind_now(job)
-            live = job.read(self._sql.count_live, values)[0]
-            expired = job.read(self._sql.count_expired, values)[0]
-            oldest = None if live[1] is None else self._flavour.time_out(live[1])
-            return Stats(live[0], expired[0], self._flavour.size(job, self._rows), oldest)
+            counts = job.read(self._sql.counts, self._flavour.bind_now(job))
+            live, expired, oldest = counts[0]
+            if oldest is not None:
+                oldest = self._flavour.time_out(oldest)
+            return Stats(live, expired, self._flavour.size(job, self._rows), oldest)
 
         return self._db.run(work)
 
@@ -521,8 +521,11 @@ class _Statements:
             .order_by(c.user_key)
             .limit(sa.bindparam("limit", type_=sa.Integer()))
         )
-        self.count_live = sa.select(sa.func.count(), sa.func.min(c.created_on)).where(live)
-        self.count_expired = sa.select(sa.func.count()).where(c.expires_on <= now)
+        self.counts = sa.select(
+            sa.func.count(sa.case((live, 1))),
+            sa.func.count(sa.case((sa.not_(live), 1))),
+            sa.func.min(sa.case((live, c.created_on))),
+        )
         self.expired = (
             sa.select(*bare)
             .where(
