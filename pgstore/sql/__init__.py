@@ -83,7 +83,7 @@ def statements(text: str) -> list[str]:
 def lock_number(purpose: str, table: str, db_schema: str | None) -> int:
     """Return the number of PostgreSQL's advisory lock on a table for ``purpose``."""
     text = f"pgstore {purpose} {db_schema or ''}.{table}"
-    return int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8], "big", signed=True)
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big", signed=True)
 
 
 def _record(step: Step, names: dict[str, str]) -> str:
