@@ -75,9 +75,8 @@ def grants(table: str, role: str, *, db_schema: str | None = None, engine: str =
 
 def statements(text: str) -> list[str]:
     """Return the statements of a schema's text one by one, for drivers that take no more."""
-    # Comments hold the only other semicolons.
-    bare = re.sub(r"--.*", "", text)
-    return [part.strip() for part in bare.split(";") if part.strip()]
+    # Not at a semicolon in a comment.
+    return [part.strip() for part in re.findall(r"((?:--.*|[^;])++);", text)]
 
 
 def lock_number(purpose: str, table: str, db_schema: str | None) -> int:
