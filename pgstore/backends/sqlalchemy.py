@@ -16,26 +16,22 @@ from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.exc import IntegrityError
 
-from ..errors import BackendError, ConfigurationError, ConflictError, SchemaError
+from ..errors import ConfigurationError, ConflictError
 from ..rows import Expiry, Loaded, PGSession, Stats, UserStats, expiry_times
-from ..sql import statements
 from .sqlalchemy_engine import Database, Held, Job, Lent
-from .sqlalchemy_errors import Busy, is_refused
+from .sqlalchemy_errors import Busy
+from .sqlalchemy_schema import TableSchema, sql_of
 from .sqlalchemy_tables import (
     COLUMNS,
     CONTENT,
-    KNOWN,
     TEXTS,
     TIMES,
     Flavour,
     flavour_of,
-    mismatches,
     sessions_table,
 )
-from .sqlalchemy_urls import dialect_of
 
 __all__ = ["SQLAlchemyBackend", "schema_sql", "sessions_table"]
 
@@ -86,6 +82,7 @@ class SQLAlchemyBackend:
         self._flavour = flavour_of(self._dialect, clock)
         if db_schema is not None and self._dialect.name == "sqlite":
             raise ConfigurationError("db_schema is for other databases: SQLite has no schemas")
+        self._schema = TableSchema(self._rows, self._flavour)
         self._sql = _Statements(self._rows, self._flavour)
 
     def __repr__(self) -> str:
@@ -269,19 +266,10 @@ class SQLAlchemyBackend:
         return self._inside(lent)
 
     def apply_schema(self) -> None:
-        if not self._db.run(self._is_applied):
-            with self._db.patient() as database:
-                run = database.run if self._flavour.ddl_commits else database.in_transaction
-                try:
-                    run(self._apply)
-                except SchemaError:
-                    raise
-                except BackendError as error:
-                    raise self._not_applied(error) from error.__cause__
-        self.check_schema()
+        self._schema.apply(self._db)
 
     def check_schema(self) -> None:
-        self._db.run(self._check)
+        self._schema.check(self._db)
 
     def close(self) -> None:
         self._db.close()
@@ -385,92 +373,10 @@ class SQLAlchemyBackend:
     def _row(self, names: Sequence[str], values: Sequence[Any]) -> PGSession:
         return PGSession(**{"data": b"", **self._fields(names, values)})
 
-    # -- the table
-
-    def _state(self, job: Job) -> tuple[bool, int, int]:
-        """Return whether the table exists, the version of its schema, and its oldest code."""
-        inspector, schema = sa.inspect(job.connection), self._rows.schema
-        exists = inspector.has_table(self._rows.name, schema=schema)
-        if inspector.has_table(f"{self._rows.name}_schema", schema=schema):
-            for row in job.read(self._sql.versions):
-                return exists, row.version, row.oldest_code
-        return exists, 0, 0
-
-    def _is_applied(self, job: Job) -> bool:
-        exists, version, _ = self._state(job)
-        return exists and version >= self._flavour.wanted
-
-    def _check(self, job: Job) -> None:
-        exists, version, oldest_code = self._state(job)
-        wanted = self._flavour.wanted
-        if not exists:
-            raise SchemaError(f"there is no table {self._rows}: run 'pgstore schema apply'")
-        if oldest_code > wanted:
-            raise SchemaError(
-                f"the table {self._rows} has version {version} of its schema, which code older "
-                f"than version {oldest_code} may not use; this is version {wanted}: update "
-                "pgstore here"
-            )
-        if 0 < version < wanted:
-            raise SchemaError(
-                f"the table {self._rows} has version {version} of its schema, and this code wants "
-                f"{wanted}: run 'pgstore schema apply'"
-            )
-        self._check_columns(job)
-
-    def _check_columns(self, job: Job) -> None:
-        problems = mismatches(job.connection, self._rows)
-        if problems:
-            raise SchemaError(
-                f"the table {self._rows} is not as this code wants it: {'; '.join(problems)}"
-            )
-
-    def _apply(self, job: Job) -> None:
-        with self._flavour.lead(job, "schema", self._rows, wait=True):
-            # Another process may have been faster.
-            exists, version, _ = self._state(job)
-            name, db_schema = self._rows.name, self._rows.schema
-            if self._flavour.schema is None:
-                if not exists:
-                    self._create(job)
-                return
-            if exists and version == 0:
-                # Of somebody's own migrations, or of a maker that was killed half-way.
-                self._check_columns(job)
-                text = self._flavour.schema.record(name, db_schema=db_schema)
-            else:
-                text = self._flavour.schema.text(name, db_schema=db_schema, after=version)
-            for statement in statements(text):
-                job.run(statement)
-
-    def _create(self, job: Job) -> None:
-        try:
-            self._rows.create(job.connection)
-        except DBAPIError:
-            # No lock is known there that would keep others from making it meanwhile.
-            if not self._state(job)[0]:
-                raise
-
-    def _not_applied(self, error: BackendError) -> BackendError:
-        if is_refused(error.__cause__):
-            return SchemaError(
-                f"this account may not create or change the table {self._rows}: run 'pgstore "
-                "schema apply' as one that may, or give what 'pgstore schema print' shows to "
-                "whoever may"
-            )
-        return SchemaError(f"the schema of {self._rows} was not applied: {error}")
-
 
 def schema_sql(url: str, table: str = "http_sessions", db_schema: str | None = None) -> str:
     """Return the SQL that makes the table in the database of a URL, without connecting to it."""
-    dialect = dialect_of(url)
-    rows = sessions_table(sa.MetaData(), name=table, schema=db_schema)
-    kind = KNOWN.get(dialect.name, Flavour)
-    if kind.schema is not None:
-        text = kind.schema.text(table, db_schema=db_schema)
-        return text if kind.ddl_commits else f"BEGIN;\n\n{text}\nCOMMIT;\n"
-    parts: list[sa.DDLElement] = [CreateTable(rows), *map(CreateIndex, rows.indexes)]
-    return "".join(f"{str(part.compile(dialect=dialect)).strip()};\n" for part in parts)
+    return sql_of(sessions_table(sa.MetaData(), name=table, schema=db_schema), url)
 
 
 class _Statements:
@@ -539,15 +445,6 @@ class _Statements:
             self.expired = self.expired.with_for_update(skip_locked=True)
         self.delete_many = sa.delete(rows).where(c.key.in_(sa.bindparam("keys", expanding=True)))
         self.delete_one = sa.delete(rows).where(key)
-        log = sa.table(
-            f"{rows.name}_schema",
-            sa.column("version", sa.Integer),
-            sa.column("oldest_code", sa.Integer),
-            schema=rows.schema,
-        )
-        self.versions = (
-            sa.select(log.c.version, log.c.oldest_code).order_by(log.c.version.desc()).limit(1)
-        )
 
 
 def _seen(row: PGSession, now: datetime, start: datetime | None, expiry: Expiry) -> PGSession:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import BackendError, ConfigurationError
 from ..rows import check_table, meta_of
-from ..sql import Schema, lock_number
+from ..sql import lock_number
 from .sqlalchemy_engine import Job
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "TIMES",
     "Flavour",
     "flavour_of",
-    "mismatches",
     "sessions_table",
 ]
 
@@ -153,8 +151,8 @@ class Flavour:
     ``clock`` is an SQL expression for its time.
     """
 
-    # The files that make the table; None where SQLAlchemy makes it from the columns.
-    schema: ClassVar[Schema | None] = None
+    # Whose files in pgstore/sql make the tables; None where SQLAlchemy makes them from the columns.
+    engine: ClassVar[str | None] = None
     # Whether a statement of the schema ends the transaction.
     ddl_commits: ClassVar[bool] = True
     # Whether reads in a transaction must lock to see what is there now.
@@ -172,11 +170,6 @@ class Flavour:
         self._clock: sa.Executable = sa.select(clock)
         # What stands for the time in a statement, unless it is found out before.
         self.now: sa.ColumnElement[Any] = sa.bindparam("now", type_=sa.BigInteger())
-
-    @property
-    def wanted(self) -> int:
-        """The version of the schema that this code wants."""
-        return self.schema.version if self.schema else 0
 
     def bind_now(self, job: Job) -> dict[str, Any]:
         """Return what the statement that comes next needs as its time."""
@@ -223,7 +216,7 @@ class Flavour:
 
 
 class _SQLite(Flavour):
-    schema = Schema("sqlite")
+    engine = "sqlite"
     ddl_commits = False
     holds = True  # the write lock
     insert = staticmethod(sqlite.insert)
@@ -243,7 +236,7 @@ class _SQLite(Flavour):
 
 
 class _Postgres(Flavour):
-    schema = Schema("postgres")
+    engine = "postgres"
     ddl_commits = False
     holds = True
     insert = staticmethod(postgresql.insert)
@@ -299,7 +292,7 @@ class _Postgres(Flavour):
 
 
 class _MySQL(Flavour):
-    schema = Schema("mysql")
+    engine = "mysql"
     # REPEATABLE READ, the default, shows a transaction the rows as they were at its first read.
     reads_lock = True
     holds = True
@@ -381,75 +374,3 @@ def flavour_of(dialect: sa.Dialect, clock: sa.ColumnElement[Any] | None) -> Flav
 
 def _aware(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-
-
-def mismatches(connection: sa.Connection, table: sa.Table) -> list[str]:
-    """Compare a table that exists with ours and say what does not fit, column by column."""
-    inspector, dialect = sa.inspect(connection), connection.dialect
-    found = {c["name"]: c for c in inspector.get_columns(table.name, schema=table.schema)}
-    problems = []
-    for column in table.columns:
-        have = found.pop(column.name, None)
-        want = column.type.compile(dialect)
-        if have is None:
-            problems.append(f"there is no column {column.name} {want}")
-            continue
-        is_type = have["type"].compile(dialect)
-        if not _fits(is_type, want, dialect.name):
-            problems.append(f"column {column.name} is {is_type} and must be {want}")
-        elif column.nullable and not have["nullable"]:
-            problems.append(f"column {column.name} must allow NULL")
-    problems += [
-        f"column {name} is none of the store's, and has neither a default nor NULL"
-        for name, other in found.items()
-        if not other["nullable"]
-        and other.get("default") is None
-        and not any(other.get(name) for name in ("autoincrement", "identity", "computed"))
-    ]
-    key = inspector.get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
-    if key != ["key"]:
-        problems.append(f"the primary key is ({', '.join(key)}) and must be (key)")
-    return problems
-
-
-_SIZED: Final = re.compile(
-    r"([A-Z][A-Z ]*?)(?:\((\d+)\))?( WITH TIME ZONE)?(?: UNSIGNED)?(?: COLLATE .*)?"
-)
-# In whose place another type will do, for it holds all that the first one does.
-_WIDER: Final = {
-    "INTEGER": {"BIGINT"},
-    "BINARY": {"VARBINARY"},
-    "VARBINARY": {"BLOB", "MEDIUMBLOB", "LONGBLOB"},
-    "TEXT": {"VARCHAR"},
-}
-
-
-def _fits(have: str, want: str, dialect: str) -> bool:
-    if dialect == "sqlite":
-        return _affinity(have) == _affinity(want)
-    if dialect not in ("postgresql", *_MYSQL):
-        return True
-    parts, wanted = _SIZED.fullmatch(have), _SIZED.fullmatch(want)
-    assert wanted
-    if not parts or parts[3] != wanted[3]:
-        return False
-    if parts[1] not in {wanted[1], *_WIDER.get(wanted[1], ())}:
-        return False
-    match wanted[1]:
-        case "INTEGER" | "BIGINT":
-            return True  # MySQL's number is a width for display
-        case "TIMESTAMP":
-            return parts[2] is None or int(parts[2]) >= 6
-        case "TEXT":
-            return parts[2] is None
-        case "BINARY" if parts[1] == "BINARY":
-            return parts[2] == wanted[2]
-    return wanted[2] is None or "BLOB" in parts[1] or int(parts[2] or 0) >= int(wanted[2])
-
-
-def _affinity(name: str) -> str:
-    """Return what SQLite makes of a type's name. https://sqlite.org/datatype3.html section 3.1"""
-    for affinity, parts in {"INTEGER": ("INT",), "TEXT": ("CHAR", "CLOB", "TEXT")}.items():
-        if any(part in name for part in parts):
-            return affinity
-    return "BLOB" if "BLOB" in name else "OTHER"

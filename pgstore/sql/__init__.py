@@ -11,6 +11,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 __all__ = ["Schema", "Step", "grants", "lock_number", "statements"]
 
@@ -25,17 +26,14 @@ class Step:
 
 
 class Schema:
-    """The schema files of one database engine."""
+    """The schema files of one table in one database engine: of the sessions', or of ``part``."""
 
-    def __init__(self, engine: str) -> None:
+    def __init__(self, engine: str, part: str | None = None) -> None:
         self._quote = "`" if engine == "mysql" else '"'
-        found = []
-        for file in files(__package__).joinpath(engine).iterdir():
-            if match := re.fullmatch(r"(\d{4})_\w+\.sql", file.name):
-                version, text = int(match[1]), file.read_text("utf-8")
-                oldest = re.match(r"-- oldest-code: (\d+)\n", text)
-                found.append(Step(version, int(oldest[1]) if oldest else version, text))
-        self._log, *self.steps = sorted(found, key=lambda step: step.version)
+        folder = files(__package__).joinpath(engine)
+        (self._log,) = (step for step in _steps_in(folder) if step.version == 0)
+        found = _steps_in(folder if part is None else folder.joinpath(part))
+        self.steps = [step for step in found if step.version > 0]
 
     @property
     def version(self) -> int:
@@ -58,6 +56,16 @@ class Schema:
         """Return the SQL that records the newest version of a table that was made without it."""
         names = _names(table, db_schema, self._quote)
         return "\n".join([self._log.text.format(**names), _record(self.steps[-1], names)])
+
+
+def _steps_in(folder: Traversable) -> list[Step]:
+    found = []
+    for file in folder.iterdir():
+        if match := re.fullmatch(r"(\d{4})_\w+\.sql", file.name):
+            version, text = int(match[1]), file.read_text("utf-8")
+            oldest = re.match(r"-- oldest-code: (\d+)\n", text)
+            found.append(Step(version, int(oldest[1]) if oldest else version, text))
+    return sorted(found, key=lambda step: step.version)
 
 
 def grants(table: str, role: str, *, db_schema: str | None = None, engine: str = "postgres") -> str:
@@ -102,4 +110,5 @@ def _names(table: str, db_schema: str | None, quote: str) -> dict[str, str]:
         "log": prefix + quoted(f"{table}_schema"),
         "gc_index": quoted(f"{table}_gc_after"),
         "user_index": quoted(f"{table}_user_key"),
+        "expiry_index": quoted(f"{table}_expires_on"),
     }
