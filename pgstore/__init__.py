@@ -34,6 +34,7 @@ from .rows import Backend, PGSession, Stats, UserStats
 from .serializers import TypedSerializer
 from .session import Registry, Session
 from .store import MemoryStore, PGStore, SQLAlchemyStore, SQLiteStore, Store
+from .tokens import TokenBackend, TokenStore
 from .urls import open_store, parse_keys
 
 __version__ = "0.1.0"
@@ -69,6 +70,8 @@ __all__ = [
     "Stats",
     "Store",
     "StoredSession",
+    "TokenBackend",
+    "TokenStore",
     "TypedSerializer",
     "UserSession",
     "UserStats",

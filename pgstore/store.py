@@ -730,15 +730,8 @@ class SQLAlchemyStore(Store):
         pool_timeout: float | None = None,
         **settings: Any,
     ) -> None:
-        try:
+        with needs_sqlalchemy("SQLAlchemyStore"):
             from .backends.sqlalchemy import SQLAlchemyBackend
-        except ModuleNotFoundError as error:
-            if error.name != "sqlalchemy":
-                raise
-            raise ConfigurationError(
-                "SQLAlchemyStore needs SQLAlchemy: pip install 'pgstore[sqlalchemy]', or "
-                "'pgstore[mysql]' with a driver for MySQL and MariaDB"
-            ) from error
         backend = SQLAlchemyBackend(
             engine_or_url,
             table=table,
@@ -749,6 +742,20 @@ class SQLAlchemyStore(Store):
             pool_timeout=pool_timeout,
         )
         super().__init__(backend, *keys, **settings)
+
+
+@contextmanager
+def needs_sqlalchemy(who: str) -> Iterator[None]:
+    """Turn SQLAlchemy's absence into an error that names what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "sqlalchemy":
+            raise
+        raise ConfigurationError(
+            f"{who} needs SQLAlchemy: pip install 'pgstore[sqlalchemy]', or 'pgstore[mysql]' with "
+            "a driver for MySQL and MariaDB"
+        ) from error
 
 
 class _Raw:

@@ -22,6 +22,7 @@ from .postgres_formats import boolean, int4, int8, interval, microseconds, momen
 from .postgres_lent import Lent
 from .postgres_pool import Pool
 from .postgres_table import PostgresTable, sqlstate_of
+from .postgres_tokens import PostgresTokens
 from .postgres_wire import Statement
 
 __all__ = ["PostgresBackend"]
@@ -285,6 +286,11 @@ class PostgresBackend(PostgresTable):
                 raise
         self._distributed = True
         return self._sweep(limit, horizon)
+
+    def tokens(self, table: str, db_schema: str | None = None) -> PostgresTokens:
+        """Return where the data of tokens lives: in the same database, over the same pool."""
+        db_schema = self._db_schema if db_schema is None else db_schema
+        return PostgresTokens(self._pool, table=table, db_schema=db_schema, shared=True)
 
     # -- below the verbs
 

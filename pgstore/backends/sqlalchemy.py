@@ -8,7 +8,6 @@ out before anything was written.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -18,34 +17,32 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from ..errors import ConfigurationError, ConflictError
+from ..errors import ConflictError
 from ..rows import Expiry, Loaded, PGSession, Stats, UserStats, expiry_times
-from .sqlalchemy_engine import Database, Held, Job, Lent
-from .sqlalchemy_errors import Busy
-from .sqlalchemy_schema import TableSchema, sql_of
+from .sqlalchemy_engine import Database, Job, Lent
+from .sqlalchemy_schema import sql_of
+from .sqlalchemy_table import SQLAlchemyTable
 from .sqlalchemy_tables import (
     COLUMNS,
     CONTENT,
     TEXTS,
     TIMES,
     Flavour,
-    flavour_of,
     sessions_table,
 )
+from .sqlalchemy_tokens import SQLAlchemyTokens
 
 __all__ = ["SQLAlchemyBackend", "schema_sql", "sessions_table"]
 
-_TOO_FAST: Final = f"other writers were faster {100} times; nothing was written"
 # Each time somebody else got through. Only where a transaction goes on seeing what was, nobody did.
 _MOST_SWAPS: Final = 100
-# Below every database's limit of parameters.
-_MOST_KEYS: Final = 500
+_TOO_FAST: Final = f"other writers were faster {_MOST_SWAPS} times; nothing was written"
 
 _WITHOUT_DATA: Final = tuple(name for name in COLUMNS if name != "data")
 _STAMPS: Final = ("generation", "version", *TIMES)
 
 
-class SQLAlchemyBackend:
+class SQLAlchemyBackend(SQLAlchemyTable):
     """Keep rows in a database that SQLAlchemy speaks to.
 
     ``engine_or_url``: an engine stays the caller's, who closes it, and nothing is changed on it; it
@@ -68,29 +65,15 @@ class SQLAlchemyBackend:
         statement_timeout: float | None = None,
         pool_timeout: float | None = None,
     ) -> None:
-        self._rows = sessions_table(sa.MetaData(), name=table, schema=db_schema)
-        self._db: Database | Held
-        self._db = database = Database(
+        super().__init__(
             engine_or_url,
-            table=str(self._rows),
-            check=lambda connection: self._flavour.check_connection(connection),
+            sessions_table(sa.MetaData(), name=table, schema=db_schema),
+            clock=clock,
             pool_size=pool_size,
             statement_timeout=statement_timeout,
             pool_timeout=pool_timeout,
         )
-        self._dialect = database.dialect
-        self._flavour = flavour_of(self._dialect, clock)
-        if db_schema is not None and self._dialect.name == "sqlite":
-            raise ConfigurationError("db_schema is for other databases: SQLite has no schemas")
-        self._schema = TableSchema(self._rows, self._flavour)
         self._sql = _Statements(self._rows, self._flavour)
-
-    def __repr__(self) -> str:
-        return f"<SQLAlchemyBackend {self._rows} {self._db!r}>"
-
-    @property
-    def table(self) -> str:
-        return self._rows.name
 
     # -- a request's verbs
 
@@ -243,20 +226,13 @@ class SQLAlchemyBackend:
             yield self._inside(held)
 
     def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
-        def work(job: Job) -> list[PGSession] | None:
-            with self._flavour.lead(job, "sweep", self._rows, wait=False) as leads:
-                if not leads:
-                    return None
-                now = self._now(job)
-                times = {"the_now": now, "until": now + timedelta(seconds=horizon)}
-                values = {name: self._flavour.time_in(time) for name, time in times.items()}
-                rows = job.read(self._sql.expired, {**values, "limit": limit})
-                return self._delete(job, [self._row(_WITHOUT_DATA, row) for row in rows])
+        def work(job: Job, now: datetime) -> list[PGSession]:
+            times = {"the_now": now, "until": now + timedelta(seconds=horizon)}
+            values = {name: self._flavour.time_in(time) for name, time in times.items()}
+            rows = job.read(self._sql.expired, {**values, "limit": limit})
+            return self._delete(job, [self._row(_WITHOUT_DATA, row) for row in rows])
 
-        try:
-            return self._db.in_transaction(work)
-        except Busy:
-            return None
+        return self._in_sweep(work)
 
     # -- the caller's transactions, schema and end
 
@@ -265,31 +241,13 @@ class SQLAlchemyBackend:
         self._flavour.check_connection(connection)
         return self._inside(lent)
 
-    def apply_schema(self) -> None:
-        self._schema.apply(self._db)
-
-    def check_schema(self) -> None:
-        self._schema.check(self._db)
-
-    def close(self) -> None:
-        self._db.close()
+    def tokens(self, table: str, db_schema: str | None = None) -> SQLAlchemyTokens:
+        """Return where the data of tokens lives, in the same database over the same engine."""
+        assert isinstance(self._db, Database)
+        db_schema = self._rows.schema if db_schema is None else db_schema
+        return SQLAlchemyTokens(self._db, table=table, db_schema=db_schema, clock=self._clock)
 
     # -- below the verbs
-
-    def _inside(self, held: Held) -> SQLAlchemyBackend:
-        inside = copy.copy(self)
-        inside._db = held
-        return inside
-
-    def _read(self, job: Job, statement: sa.Select[Any], **values: Any) -> list[list[Any]]:
-        """Run a statement whose first column is the database's time; return that in Python's."""
-        if self._flavour.reads_lock and isinstance(self._db, Held):
-            statement = statement.with_for_update()
-        rows = job.read(statement, values | self._flavour.bind_now(job))
-        return [[self._flavour.time_out(row[0]), *row[1:]] for row in rows]
-
-    def _write(self, job: Job, statement: sa.Executable, values: dict[str, Any]) -> int:
-        return job.write(statement, values | self._flavour.bind_now(job))
 
     def _swap(
         self,
@@ -325,24 +283,14 @@ class SQLAlchemyBackend:
         seen = self._flavour.time_in(seen_on)
         return {"the_key": key, "the_version": version, "the_seen": seen}
 
-    def _now(self, job: Job) -> datetime:
-        now: datetime = self._read(job, self._sql.now)[0][0]
-        return now
-
     def _of_user(self, job: Job, user_key: str, *, hold: bool = False) -> list[PGSession]:
         statement = self._sql.of_user.with_for_update() if hold else self._sql.of_user
         rows = self._read(job, statement, the_user=self._flavour.text_in(user_key))
         return [self._row(_WITHOUT_DATA, values) for _, *values in rows]
 
     def _delete(self, job: Job, rows: list[PGSession]) -> list[PGSession]:
-        """Delete rows that this transaction holds; return those that it deleted."""
-        if not self._flavour.holds:
-            one = self._sql.delete_one
-            return [row for row in rows if job.write(one, {"the_key": row.key})]
-        for first in range(0, len(rows), _MOST_KEYS):
-            keys = [row.key for row in rows[first : first + _MOST_KEYS]]
-            job.write(self._sql.delete_many, {"keys": keys})
-        return rows
+        deleted = self._delete_keys(job, [row.key for row in rows])
+        return [row for row in rows if row.key in deleted]
 
     def _values(self, row: PGSession, names: Sequence[str]) -> dict[str, Any]:
         flavour = self._flavour
@@ -394,13 +342,13 @@ class _Statements:
             c.seen_on == sa.bindparam("the_seen"),
             live,
         )
-        self.now = sa.select(now.label("now_"))
-        one = self.now.where(key, live)
+        at = sa.select(now.label("now_"))
+        one = at.where(key, live)
         self.load = one.add_columns(*columns.values())
         self.load_bare = one.add_columns(*bare)
         self.stamps = one.add_columns(*(columns[name] for name in _STAMPS))
         taken = sa.select(c.key).where(key).scalar_subquery()
-        self.find = self.now.add_columns(taken.label("taken"))
+        self.find = at.add_columns(taken.label("taken"))
         self.insert = flavour.insert(rows).execution_options(preserve_rowcount=True)
         if hasattr(self.insert, "on_conflict_do_nothing"):
             # An error would end the caller's transaction.
@@ -409,14 +357,14 @@ class _Statements:
         self.delete = sa.delete(rows).where(as_read)
         self.lock = sa.update(rows).where(key).values(version=c.version)
         self.scan = (
-            self.now.add_columns(*columns.values())
+            at.add_columns(*columns.values())
             .where(c.key > sa.bindparam("after"), live)
             .order_by(c.key)
             .limit(sa.bindparam("limit", type_=sa.Integer()))
         )
         newest = sa.func.coalesce(c.authenticated_on, c.created_on).desc(), c.key.desc()
         self.of_user = (
-            self.now.add_columns(*bare)
+            at.add_columns(*bare)
             .where(c.user_key == sa.bindparam("the_user"), live)
             .order_by(*newest)
         )
@@ -443,8 +391,6 @@ class _Statements:
         )
         if flavour.holds:
             self.expired = self.expired.with_for_update(skip_locked=True)
-        self.delete_many = sa.delete(rows).where(c.key.in_(sa.bindparam("keys", expanding=True)))
-        self.delete_one = sa.delete(rows).where(key)
 
 
 def _seen(row: PGSession, now: datetime, start: datetime | None, expiry: Expiry) -> PGSession:

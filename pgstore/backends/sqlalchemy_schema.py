@@ -170,8 +170,9 @@ def _mismatches(connection: sa.Connection, table: sa.Table) -> list[str]:
         and not any(other.get(name) for name in ("autoincrement", "identity", "computed"))
     ]
     key = inspector.get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
-    if key != ["key"]:
-        problems.append(f"the primary key is ({', '.join(key)}) and must be (key)")
+    wanted = [column.name for column in table.primary_key.columns]
+    if key != wanted:
+        problems.append(f"the primary key is ({', '.join(key)}) and must be ({', '.join(wanted)})")
     return problems
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Final
@@ -27,6 +27,7 @@ __all__ = [
     "Flavour",
     "flavour_of",
     "sessions_table",
+    "time_type",
 ]
 
 CONTENT: Final = (
@@ -92,7 +93,7 @@ def sessions_table(
         sa.Column("previous_hash", _bytes(255)),
         sa.Column("successor", _bytes(255)),
         *(
-            sa.Column(column, _time(), nullable=column in ("authenticated_on", "renewed_on"))
+            sa.Column(column, time_type(), nullable=column in ("authenticated_on", "renewed_on"))
             for column in TIMES
         ),
         schema=schema,
@@ -137,7 +138,8 @@ def _long() -> Any:
     return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
-def _time() -> Any:
+def time_type() -> Any:
+    """Return the type of a time: exact to the microsecond in every database."""
     return (
         _long()
         .with_variant(mysql.DATETIME(fsp=6), *_MYSQL)
@@ -205,6 +207,16 @@ class Flavour:
     def size(self, job: Job, table: sa.Table) -> int | None:
         """Return how many bytes the table and its indexes take, or None where that is not told."""
         return None
+
+    def upsert(self, table: sa.Table, columns: Sequence[str]) -> Any:
+        """Return an INSERT that replaces columns of a row with its key, or None."""
+        insert = self.insert(table)
+        if not hasattr(insert, "on_conflict_do_update"):
+            return None
+        return insert.on_conflict_do_update(
+            index_elements=list(table.primary_key.columns),
+            set_={name: insert.excluded[name] for name in columns},
+        )
 
     @contextmanager
     def lead(self, job: Job, purpose: str, table: sa.Table, *, wait: bool) -> Iterator[bool]:
@@ -304,8 +316,12 @@ class _MySQL(Flavour):
     def bind_now(self, job: Job) -> dict[str, Any]:
         return {}
 
+    def upsert(self, table: sa.Table, columns: Sequence[str]) -> Any:
+        insert = mysql.insert(table)
+        return insert.on_duplicate_key_update({name: insert.inserted[name] for name in columns})
+
     def time_in(self, time: datetime) -> Any:
-        return time.replace(tzinfo=None)
+        return time.astimezone(UTC).replace(tzinfo=None)
 
     def time_out(self, stored: Any) -> datetime:
         return _aware(stored)

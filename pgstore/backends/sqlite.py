@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from ..errors import ConfigurationError
 from ..rows import (
     Expiry,
     Lazy,
@@ -24,6 +25,7 @@ from ..sql import Schema
 from .sqlite_files import Busy
 from .sqlite_lent import Lent
 from .sqlite_table import SQLiteTable, check_sqlite_table, micros, moment
+from .sqlite_tokens import SQLiteTokens
 
 __all__ = ["SQLiteBackend", "schema_sql"]
 
@@ -211,6 +213,13 @@ class SQLiteBackend(SQLiteTable):
     def stats(self) -> Stats:
         ((live, expired, size, oldest),) = self._source.run(self._sql.stats, {"now": self._now()})
         return Stats(live, expired, size, None if oldest is None else moment(oldest))
+
+    def tokens(self, table: str, db_schema: str | None = None) -> SQLiteTokens:
+        """Return where the data of tokens lives: in the same file, over connections of its own."""
+        if db_schema is not None:
+            raise ConfigurationError("db_schema is for PostgreSQL: SQLite has no schemas")
+        wait = self._database.busy_timeout
+        return SQLiteTokens(self.path, table=table, busy_timeout=wait, clock=self._clock)
 
     def _expiry(self, expiry: Expiry) -> dict[str, int]:
         lifetime = expiry.lifetime
