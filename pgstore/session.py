@@ -338,7 +338,8 @@ class Registry:
         one, `SaveErrors` with all of them when there were several.
         """
         errors = []
-        for session in self._sessions.values():
+        # A callback or a merge function may get another one meanwhile.
+        for session in list(self._sessions.values()):
             try:
                 session.save(self._environ, response)
             except Exception as error:  # noqa: BLE001 - raised below
