@@ -33,7 +33,7 @@ from .options import Options
 from .rows import Backend, PGSession, Stats, UserStats
 from .serializers import TypedSerializer
 from .session import Registry, Session
-from .store import MemoryStore, PGStore, SQLiteStore, Store
+from .store import MemoryStore, PGStore, SQLAlchemyStore, SQLiteStore, Store
 from .urls import open_store, parse_keys
 
 __version__ = "0.1.0"
@@ -55,6 +55,7 @@ __all__ = [
     "PGStoreError",
     "Registry",
     "RowError",
+    "SQLAlchemyStore",
     "SQLiteStore",
     "SaveErrors",
     "SchemaError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,14 @@ __all__ = ["run"]
 
 # A table of its own: in a database of the user's, the sessions of a real site may be next to it.
 _TABLE = "pgstore_demo"
+
+_NAMES = {
+    "postgresql": "PostgreSQL",
+    "postgres": "PostgreSQL",
+    "sqlite": "SQLite",
+    "mysql": "MySQL",
+    "mariadb": "MariaDB",
+}
 
 
 def run(
@@ -82,8 +91,9 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
 def _database(url: str | None, data: Path) -> Iterator[tuple[str, str]]:
     """Give the URL of the database and its name for people, and stop it if it was started here."""
     if url is not None:
-        name = {"postgres": "PostgreSQL", "sqlite": "SQLite"}[engine_of(url)]
-        yield url, f"{name}, a database of yours"
+        engine_of(url)
+        scheme = re.split("[+:]", url)[0]
+        yield url, f"{_NAMES.get(scheme, scheme)}, a database of yours"
     elif find_binaries():
         server = PostgresServer(data / "postgres")
         try:

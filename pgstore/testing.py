@@ -321,6 +321,20 @@ class BackendContract:
         assert load(backend, old.key) == row
         assert self.raw(old.key) == asdict(row)
 
+    def test_update_of_data_only(self, backend: Backend) -> None:
+        """Told that only the data differs, an update stores the same as without being told."""
+        old = add(backend, FULL)
+        self.raw_shift(60)
+        before = self.raw(old.key)
+        new = load(backend, old.key).but(data=b"other", version=8)
+        row = backend.update(new, old.version, None, data_only=True)
+        assert row
+        assert row.modified_on
+        assert row.modified_on > before["modified_on"]
+        expected = before | {"data": b"other", "version": 8, "modified_on": row.modified_on}
+        assert self.raw(old.key) == asdict(row) == expected
+        assert backend.update(new, old.version, None, data_only=True) is None
+
     @pytest.mark.parametrize("expiry", [EXPIRY, None], ids=["visit", "no-visit"])
     @pytest.mark.parametrize("login", [False, True], ids=["", "login"])
     @pytest.mark.parametrize("renew", [False, True], ids=["", "renew"])

@@ -20,6 +20,7 @@ from pgstore.demo_site import MERGE
 from pgstore.urls import open_store, parse_keys
 from support.postgres import NEWEST, binaries
 from support.site import Browser, demo
+from support.sqlalchemy_labs import MariaDBLab
 from support.stores import KEYS, Lab
 
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
@@ -455,6 +456,17 @@ def test_a_database_of_ones_own_gets_a_table_of_the_demos_own(
     with open_store(dsn, *keys, table="pgstore_demo", schema="check") as store:
         assert users(store) == ["alice"]
     assert [path.name for path in tmp_path.iterdir()] == ["keys"]
+
+
+def test_it_runs_on_mariadb(tmp_path: Path, mariadb_lab: MariaDBLab) -> None:
+    with demo("--dsn", mariadb_lab.url, "--data", str(tmp_path)) as site:
+        assert site.announced.endswith("on MySQL, a database of yours; Ctrl-C ends it\n")
+        visitor, _ = site.visitor()
+        visitor.sign_in("alice")
+        for count in (1, 2):
+            visitor.post("/count")
+            assert visitor.count == count
+        assert site.stop(signal.SIGINT) == (0, "", "")
 
 
 def test_clicks_in_many_tabs_at_once_are_all_counted(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from support.stores import KEYS, PostgresLab
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+EXAMPLES = [block for block in _BLOCKS if "import Flask" not in block]
+(FLASK_EXAMPLE,) = set(_BLOCKS) - set(EXAMPLES)
 
 
 @pytest.fixture
@@ -53,12 +55,61 @@ def test_the_other_examples(handler: dict[str, Any], pg_lab: PostgresLab) -> Non
     request: dict[str, Any] = {"wsgi.url_scheme": "http"}
     response = Headers()
     names = handler | {"request": request, "response": response, "handle": "A" * 22}
+    names["new_hash"] = "…"
+    pg_lab.execute("CREATE TABLE accounts (name text, password text)")
+    pg_lab.execute("CREATE TABLE audit (name text, what text)")
     for example in EXAMPLES[1:]:
         exec(compile(example, "README.md", "exec"), names)
         if names["store"] not in pg_lab._stores:
             pg_lab._stores.append(names["store"])
     assert "session=;" in response["Set-Cookie"]
+    with pg_lab.connect() as connection:
+        audit = connection.execute("SELECT * FROM audit").fetchall()
+    assert audit == [("alice", "password changed")]
     assert pg_lab.rows() == []
+
+
+def test_the_flask_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Flask example is, in under 40 lines, a login with a device list that signs out."""
+    assert len(FLASK_EXAMPLE.splitlines()) < 40
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PGSTORE_DSN", raising=False)
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(FLASK_EXAMPLE, "README.md", "exec"), names)
+    app, sessions = names["app"], names["sessions"]
+    here, there, other = (app.test_client() for _ in range(3))
+    agents = [
+        "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+        "curl/8",
+        "x",
+    ]
+
+    def handles(page: str) -> list[str]:
+        return re.findall(r'value="([\w-]{22})"', page)
+
+    try:
+        assert handles(here.get("/").text) == []
+        for client, user, agent in zip(
+            (here, there, other), ("alice", "alice", "bob"), agents, strict=True
+        ):
+            client.post("/sign-in", data={"user": user}, headers={"User-Agent": agent})
+        page = there.get("/").text
+        assert "Welcome." in page
+        assert "Welcome." not in there.get("/").text
+        assert "Firefox on Linux, 127.0.0.1" in page
+        assert page.count("(this one)") == 1
+        mine, theirs = handles(page)
+        assert other.post("/sign-out", data={"handle": mine}).status_code == 403
+        assert there.post("/sign-out", data={"handle": theirs}).status_code == 302
+        assert handles(here.get("/").text) == []
+        assert handles(there.get("/").text) == [mine]
+        assert here.post("/sign-out", data={"handle": mine}).status_code == 302
+        there.post("/sign-out", data={"handle": mine})
+        assert handles(there.get("/").text) == []
+        assert len(handles(other.get("/").text)) == 1
+    finally:
+        with app.app_context():
+            sessions.store.close()
 
 
 def test_the_two_commands() -> None:

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,8 +47,7 @@ class MemoryBackend:
             now = self._now()
             expires_on, gc_after = expiry_times(now, now, expiry)
             return self._store(
-                replace(
-                    row,
+                row.but(
                     created_on=now,
                     modified_on=now,
                     seen_on=now,
@@ -68,14 +66,14 @@ class MemoryBackend:
         *,
         login: bool = False,
         renew: bool = False,
+        data_only: bool = False,
     ) -> PGSession | None:
         with self._lock:
             now = self._now()
             old = self._live(row.key, now)
             if old is None or old.version != version:
                 return None
-            new = replace(
-                row,
+            new = row.but(
                 created_on=old.created_on,
                 modified_on=now,
                 seen_on=old.seen_on,
@@ -93,9 +91,7 @@ class MemoryBackend:
             if old is None or (old.generation, old.seen_on) != (row.generation, row.seen_on):
                 return None
             new = self._store(_seen(old, now, expiry))
-            return replace(
-                row, seen_on=new.seen_on, expires_on=new.expires_on, gc_after=new.gc_after
-            )
+            return row.but(seen_on=new.seen_on, expires_on=new.expires_on, gc_after=new.gc_after)
 
     def delete(
         self,
@@ -115,14 +111,14 @@ class MemoryBackend:
             ):
                 return None
             del self._rows[key]
-            return replace(row, data=b"")
+            return row.but(data=b"")
 
     def rewrite(self, row: PGSession, version: int) -> bool:
         with self._lock:
             old = self._live(row.key, self._now())
             if old is None or old.version != version:
                 return False
-            self._store(replace(old, data=row.data, version=row.version))
+            self._store(old.but(data=row.data, version=row.version))
             return True
 
     def scan(self, after: bytes | None, limit: int) -> list[PGSession]:
@@ -136,7 +132,7 @@ class MemoryBackend:
         with self._lock:
             now = self._now()
             rows = [
-                replace(_copy(row), data=b"")
+                _copy(row).but(data=b"")
                 for key, row in self._rows.items()
                 if row.user_key == user_key and self._live(key, now)
             ]
@@ -184,7 +180,7 @@ class MemoryBackend:
             with self._lock:
                 now = self._now()
                 dead = [key for key in self._rows if self._live(key, now) is None][:limit]
-                return [replace(self._rows.pop(key), data=b"") for key in dead]
+                return [self._rows.pop(key).but(data=b"") for key in dead]
         finally:
             self._sweeping.release()
 
@@ -222,7 +218,7 @@ class MemoryBackend:
 
 def _seen(row: PGSession, now: datetime, expiry: Expiry) -> PGSession:
     expires_on, gc_after = expiry_times(now, row.authenticated_on or row.created_on or now, expiry)
-    return replace(row, seen_on=now, expires_on=expires_on, gc_after=gc_after)
+    return row.but(seen_on=now, expires_on=expires_on, gc_after=gc_after)
 
 
 def _newness(row: PGSession) -> tuple[object, bytes]:
@@ -231,4 +227,4 @@ def _newness(row: PGSession) -> tuple[object, bytes]:
 
 def _copy(row: PGSession) -> PGSession:
     # Nobody changes a stored row through the mapping that was given or handed out.
-    return replace(row, meta=dict(row.meta))
+    return row.but(meta=dict(row.meta))

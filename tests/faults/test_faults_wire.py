@@ -545,11 +545,10 @@ def test_a_crowd_at_an_exhausted_pool(make: Callable[..., PGStore], proxy: Holdi
     pool = store.backend._pool  # type: ignore[attr-defined]
     for wire in [pool.get(), pool.get()]:
         pool.put(wire)
-    pool = pool._pool
     with ThreadPoolExecutor(8) as threads:
         proxy.stall = True
         slow = [threads.submit(Visit, browser, store) for _ in range(2)]
-        wait_until(lambda: pool.get_stats()["pool_available"] == 0)
+        wait_until(lambda: not pool._free)
 
         def refused(_: int) -> tuple[str, float]:
             begin = time.monotonic()
@@ -568,4 +567,4 @@ def test_a_crowd_at_an_exhausted_pool(make: Callable[..., PGStore], proxy: Holdi
         assert {v.session["x"] for v in threads.map(lambda _: Visit(browser, store), range(8))} == {
             1
         }
-    assert pool.get_stats()["pool_size"] <= 2
+    assert pool._open <= 2

@@ -1,0 +1,24 @@
+"""The session layer of a request that changes its session, in Flask and in Django."""
+
+from __future__ import annotations
+
+from _common import Effort, Report, main
+from _layers import compare
+
+
+def run(effort: Effort) -> Report:
+    return compare(
+        effort,
+        "Session layer of read-modify-write",
+        "/write",
+        {
+            "Flask-Session, Redis": 1.0,
+            "Flask-Session, SQLAlchemy": 0.1,
+            "Django db": 0.4,
+            "Django cached_db": 0.4,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(run)
