@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from ..errors import BackendError, ConfigurationError, ConflictError, SchemaError
-from ..rows import Expiry, Loaded, PGSession, expiry_times
+from ..rows import Expiry, Loaded, PGSession, Stats, UserStats, expiry_times
 from ..sql import statements
 from .sqlalchemy_engine import Database, Held, Job, Lent
 from .sqlalchemy_errors import Busy, is_refused
@@ -215,6 +215,28 @@ class SQLAlchemyBackend:
             return self._delete(job, others[max(spared, 0) :])
 
         return self._db.in_transaction(work)
+
+    def users(self, after: str | None, limit: int) -> list[UserStats]:
+        def work(job: Job) -> list[UserStats]:
+            if after is None:
+                found = self._read(job, self._sql.users, limit=limit)
+            else:
+                above = self._flavour.text_in(after)
+                found = self._read(job, self._sql.users_after, after=above, limit=limit)
+            return [
+                UserStats(self._flavour.text_out(user), count, self._flavour.time_out(seen))
+                for _, user, count, seen in found
+            ]
+
+        return self._db.run(work)
+
+    def stats(self) -> Stats:
+        def work(job: Job) -> Stats:
+            ((_, live, expired, oldest),) = self._read(job, self._sql.stats)
+            # What a table takes on disk each database says in another way, or not at all.
+            return Stats(live, expired, None, oldest and self._flavour.time_out(oldest))
+
+        return self._db.run(work)
 
     @contextmanager
     def locked(self, key: bytes) -> Iterator[SQLAlchemyBackend]:
@@ -492,6 +514,21 @@ class _Statements:
             .where(c.user_key == sa.bindparam("the_user"), live)
             .order_by(*newest)
         )
+        self.users = (
+            self.now.add_columns(c.user_key, sa.func.count(), sa.func.max(c.seen_on))
+            .where(c.user_key.is_not(None), live)
+            .group_by(c.user_key)
+            .order_by(c.user_key)
+            .limit(sa.bindparam("limit", type_=sa.Integer()))
+        )
+        self.users_after = self.users.where(
+            c.user_key > sa.bindparam("after", type_=c.user_key.type)
+        )
+        self.stats = self.now.add_columns(
+            sa.func.count(sa.case((live, 1))),
+            sa.func.count(sa.case((sa.not_(live), 1))),
+            sa.func.min(sa.case((live, c.created_on))),
+        ).select_from(rows)
         self.expired = (
             sa.select(*bare)
             .where(
