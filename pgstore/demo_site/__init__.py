@@ -88,7 +88,7 @@ def _add_signing_in(app: Flask, signed_in: Guard) -> None:
         try:
             session.login(name)
         except ConfigurationError:
-            flash("That cannot be a name: it is empty, or too long.")
+            flash("That cannot be a name: it is empty, or too long.", "problem")
             return redirect("/sign-in", 303)
         # A new one, for what the user may do.
         session.pop("csrf", None)
@@ -195,7 +195,7 @@ def _add_administration(app: Flask, signed_in: Guard, store: Store) -> None:
 
 def _page(template: str, **context: Any) -> str:
     # HEAD shows no message, so it must not consume any.
-    messages = get_flashed_messages() if request.method == "GET" else []
+    messages = get_flashed_messages(with_categories=True) if request.method == "GET" else []
     return render_template(template, user=session.user_key, messages=messages, **context)
 
 
