@@ -125,6 +125,31 @@ def test_who_is_interrupted_passes_it_on(
     give_back(pool, wire)
 
 
+def test_a_signal_handler_may_use_the_pool(pg_dsn: str) -> None:
+    """What runs between two lines of the pool's own (a signal's handler, a finalizer) may use it,
+    and close it.
+    """
+
+    class Interrupted(list[Wire]):
+        def append(self, wire: Wire) -> None:
+            super().append(wire)
+            if not nested:
+                nested.append(pool.get())
+                pool.put(nested[0])
+                pool.close()
+
+    nested: list[Wire] = []
+    pool = OwnPool(pg_dsn, size=2, statement_timeout=5.0, pool_timeout=LONG)
+    wire = pool.get()
+    pool._free = Interrupted()
+    putting = threading.Thread(target=pool.put, args=(wire,), daemon=True)
+    putting.start()
+    putting.join(10)
+    assert nested == [wire]
+    assert wire.connection.closed
+    give_back(pool)
+
+
 def give_back(pool: OwnPool, *wires: Wire) -> None:
     """Give connections back and close the pool, which must not have lost count."""
     for wire in wires:

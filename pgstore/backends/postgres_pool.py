@@ -140,9 +140,9 @@ class OwnPool:
         with self._lock:
             fit = fit and not self._closed
             if fit:
-                self._free.append(wire)
-                if now - self._free[0].resting_since > _LONGEST_REST:
+                if self._free and now - self._free[0].resting_since > _LONGEST_REST:
                     rested = self._free.pop(0)
+                self._free.append(wire)
             if rested or not fit:
                 self._open -= 1
             if self._waiting:
@@ -171,7 +171,8 @@ class OwnPool:
             wire.connection.close()
 
     def _make_locks(self) -> None:
-        self._lock = threading.Lock()
+        # A signal handler, or a finalizer, may run while its own thread holds it.
+        self._lock = threading.RLock()
         # Who waits for a connection, or for room to open one; and who has failed to open one.
         self._changed = threading.Condition(self._lock)
         self._returned = threading.Condition(self._lock)
