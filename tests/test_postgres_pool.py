@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -148,6 +150,28 @@ def test_a_signal_handler_may_use_the_pool(pg_dsn: str) -> None:
     assert nested == [wire]
     assert wire.connection.closed
     give_back(pool)
+
+
+def test_no_file_to_spare(pg_dsn: str) -> None:
+    """A process that may open no more files, or only a few, has a BackendError, and the pool does
+    not lose count.
+    """
+    pool, refused = OwnPool(pg_dsn, size=1, statement_timeout=5.0, pool_timeout=LONG), 0
+    give_back(pool, pool.get())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for spare in range(8):
+        pool = OwnPool(pg_dsn, size=1, statement_timeout=5.0, pool_timeout=LONG)
+        number = os.dup(0)
+        os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number + spare, limits[1]))
+        try:
+            wires = [pool.get()]
+        except BackendError:
+            wires, refused = [], refused + 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        give_back(pool, *wires)
+    assert 2 <= refused < 8
 
 
 def give_back(pool: OwnPool, *wires: Wire) -> None:

@@ -241,7 +241,7 @@ class OwnPool:
     def _connection(self) -> _AnyConnection:
         try:
             return psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
-        except psycopg.Error as error:
+        except (psycopg.Error, OSError) as error:
             raise BackendError(f"PostgreSQL cannot be reached: {_first_line(error)}") from error
 
 
