@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 from .errors import ConfigurationError
@@ -87,7 +86,11 @@ class PGSession:
 
     def __reduce__(self) -> Any:
         # Pickled and copied with every column read.
-        return partial(PGSession, **{name: getattr(self, name) for name in _COLUMNS}), ()
+        return _with_columns, ({name: getattr(self, name) for name in _COLUMNS},)
+
+
+def _with_columns(columns: dict[str, Any]) -> PGSession:
+    return PGSession(**columns)
 
 
 _COLUMNS: Final = tuple(column.name for column in fields(PGSession))

@@ -287,7 +287,7 @@ class Session:
         options = self.options
         # The attributes of the first call: those that the browser's cookie was set with.
         self._forget = self._forget or replace(options.freeze(), max_age=0)
-        options.max_age = self._store.options.max_age
+        options.max_age = (self._adapted or self._store.options).max_age
         if self._base is not None:
             self._ended.append(self._base)
         self.values.clear()
@@ -338,7 +338,8 @@ class Registry:
         one, `SaveErrors` with all of them when there were several.
         """
         errors = []
-        for session in self._sessions.values():
+        # A callback or a merge function may get another one meanwhile.
+        for session in list(self._sessions.values()):
             try:
                 session.save(self._environ, response)
             except Exception as error:  # noqa: BLE001 - raised below

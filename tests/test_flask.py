@@ -929,11 +929,14 @@ def test_login_and_logout(lab: Lab, site: FlaskSite, browser: FlaskClient) -> No
     assert (lab.rows(), cookie_of(browser)) == ([], None)
 
 
-def test_after_logout(lab: Lab, site: FlaskSite, browser: FlaskClient) -> None:
+@pytest.mark.parametrize(
+    "end", [lambda: session.logout(), lambda: session.pgstore.delete()], ids=["logout", "delete"]
+)
+def test_after_logout(lab: Lab, site: FlaskSite, browser: FlaskClient, end: Any) -> None:
     """What is said after signing out is in a new session, with the app's lifetime."""
     site.visit(browser, lambda: session.login("alice"))
     handle = lab_handle(lab, site)
-    site.visit(browser, do(lambda: session.logout(), lambda: flask.flash("Bye")))
+    site.visit(browser, do(end, lambda: flask.flash("Bye")))
     assert lab_handle(lab, site) != handle
     assert seconds_left(lab) == MONTH + TOUCH
     assert site.visit(browser, shown).text == "{'_flashes': [('message', 'Bye')]}"

@@ -140,13 +140,13 @@ class OwnPool:
         with self._lock:
             fit = fit and not self._closed
             if fit:
-                self._free.append(wire)
-                if now - self._free[0].resting_since > _LONGEST_REST:
+                if self._free and now - self._free[0].resting_since > _LONGEST_REST:
                     rested = self._free.pop(0)
+                self._free.append(wire)
             if rested or not fit:
                 self._open -= 1
             if self._waiting:
-                self._changed.notify()
+                self._call_next()
         if not fit:
             wire.connection.close()
         if rested:
@@ -166,13 +166,17 @@ class OwnPool:
             free, self._free = self._free, []
             self._open -= len(free)
             self._changed.notify_all()
+            self._returned.notify_all()
         for wire in free:
             wire.connection.close()
 
     def _make_locks(self) -> None:
-        self._lock = threading.Lock()
+        # A signal handler, or a finalizer, may run while its own thread holds it.
+        self._lock = threading.RLock()
+        # Who waits for a connection, or for room to open one; and who has failed to open one.
         self._changed = threading.Condition(self._lock)
-        self._waiting = 0
+        self._returned = threading.Condition(self._lock)
+        self._waiting = self._failed = 0
 
     def _start_anew(self) -> None:
         # They belong to the parent: closing or collecting them here would end its connections.
@@ -185,8 +189,11 @@ class OwnPool:
 
         After a ``failure`` to open one none may be, and it is raised when none becomes free.
         """
+        failed = failure is not None
+        condition = self._returned if failed else self._changed
         with self._lock:
             self._waiting += 1
+            self._failed += failed
             try:
                 called = self._waiting == 1
                 while True:
@@ -205,13 +212,20 @@ class OwnPool:
                             f"no connection became free within {self._pool_timeout:g} s "
                             f"(pool_size={self._size})"
                         )
-                    self._changed.wait(left)
+                    condition.wait(left)
                     called = True
             finally:
                 self._waiting -= 1
-                if self._free and self._waiting:
-                    # This thread was called and has left without what it was called for.
-                    self._changed.notify()
+                self._failed -= failed
+                # This thread may have been called for something that it leaves to others.
+                self._call_next()
+
+    def _call_next(self) -> None:
+        """Call one of the threads that can go on now, which calls the next when it has."""
+        if self._failed and (self._free or not self._open):
+            self._returned.notify()
+        elif self._waiting and (self._free or self._open < self._size):
+            self._changed.notify()
 
     def _connect(self) -> Wire:
         """Open one of the ``size`` connections, which `_wait` has counted already."""
@@ -221,14 +235,13 @@ class OwnPool:
         except BaseException:
             with self._lock:
                 self._open -= 1
-                if self._waiting:
-                    self._changed.notify()
+                self._call_next()
             raise
 
     def _connection(self) -> _AnyConnection:
         try:
             return psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
-        except psycopg.Error as error:
+        except (psycopg.Error, OSError) as error:
             raise BackendError(f"PostgreSQL cannot be reached: {_first_line(error)}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
@@ -99,25 +100,26 @@ class PostgresTable:
     def _run(
         self, statement: Statement, parameters: Sequence[bytes | None], *, read: bool = False
     ) -> PGresult:
-        """Run one statement, and again when the first try can have done nothing."""
+        """Run one statement, and again when the try before can have done nothing.
+
+        No try begins later than `Pool.statement_timeout` after the first that failed.
+        """
+        until: float | None = None
         for tries_left in reversed(range(1 + self._pool.size + _MORE_TRIES)):
             wire = self._pool.get(check=not read)
             try:
                 return wire.execute(statement, parameters)
-            except Lost as lost:
+            except (Lost, Refused) as failure:
                 # A transaction that has lost its connection is rolled back, and cannot go on.
-                harmless = read or not lost.sent
-                if tries_left and harmless and not lost.late and not self._in_transaction:
+                alone = not self._in_transaction
+                now = time.monotonic()
+                until = until or now + self._pool.statement_timeout
+                if tries_left and now < until and alone and _may_repeat(failure, read=read):
                     continue
-                unknown = not harmless and not self._in_transaction
-                raise BackendError(str(lost), outcome_unknown=unknown) from lost
-            except Refused as refused:
-                # A statement that met another, where transactions are serializable by default, or
-                # when both delete several rows. It sees what the other did when it is run again.
-                met = refused.sqlstate in (_SERIALIZATION_FAILURE, _DEADLOCK)
-                if tries_left and met and not self._in_transaction:
-                    continue
-                raise _refusal(refused, self._qualified) from refused
+                if isinstance(failure, Refused):
+                    raise _refusal(failure, self._qualified) from failure
+                unknown = failure.sent and not read and alone
+                raise BackendError(str(failure), outcome_unknown=unknown) from failure
             finally:
                 self._pool.put(wire)
         raise AssertionError("the last try returns or raises")
@@ -241,6 +243,18 @@ def _control(wire: Wire, text: str, *, unknown: bool = False) -> None:
         ) from lost
     except Refused as refused:
         raise BackendError(f"PostgreSQL refused {text}: {refused}") from refused
+
+
+def _may_repeat(failure: Lost | Refused, *, read: bool) -> bool:
+    """Tell whether a statement that failed did nothing, and may fare better when it is run again.
+
+    One that is late is not: that would be waiting again.
+    """
+    if isinstance(failure, Lost):
+        return (read or not failure.sent) and not failure.late
+    # It met another, where transactions are serializable by default, or when both delete several
+    # rows. It sees what the other did when it is run again.
+    return failure.sqlstate in (_SERIALIZATION_FAILURE, _DEADLOCK)
 
 
 def _refusal(refused: Refused, table: str) -> BackendError:

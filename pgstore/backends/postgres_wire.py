@@ -11,6 +11,7 @@ import hashlib
 import select
 import time
 from collections.abc import Sequence
+from types import BuiltinFunctionType
 from typing import Any
 
 import psycopg
@@ -220,8 +221,9 @@ class Wire:
             raise Lost("no answer from PostgreSQL within the time limit", sent=sent, late=True)
 
     def _ready(self, events: int, milliseconds: float) -> bool:
-        # select.poll is looked up now, not at import: gevent may have replaced it since.
-        if self._poll_type is not select.poll:
+        # select.poll is looked up now, not at import: gevent may have replaced it since. A poll
+        # object of gevent's is good for the event loop of one thread: it is not kept.
+        if self._poll_type is not select.poll or not isinstance(select.poll, BuiltinFunctionType):
             self._poll, self._poll_type, self._events = select.poll(), select.poll, 0
         if self._events != events:
             self._poll.register(self.connection.pgconn.socket, events)
