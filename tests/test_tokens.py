@@ -41,6 +41,8 @@ UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class TestMemoryTokens(TokenContract):
+    on = "memory"
+
     @pytest.fixture(autouse=True)
     def _storage(self) -> None:
         self.storage = MemoryTokens()
@@ -58,6 +60,8 @@ class TestMemoryTokens(TokenContract):
 
 
 class TestSQLiteTokens(TokenContract):
+    on = "SQLite"
+
     @pytest.fixture(autouse=True)
     def _storage(self, tmp_path: Path) -> None:
         self.path = tmp_path / "tokens.db"
@@ -78,6 +82,8 @@ class TestSQLiteTokens(TokenContract):
 
 
 class TestSQLiteTokensThroughSQLAlchemy(TestSQLiteTokens):
+    on = "SQLAlchemy on SQLite"
+
     def make_backend(self) -> TokenBackend:
         return SQLAlchemyTokens(f"sqlite:///{self.path}", statement_timeout=30.0)
 
@@ -114,11 +120,14 @@ for _version in postgres_versions():
     for _base in (PostgresTokensContract, PostgresTokensThroughSQLAlchemy):
         _through = "ThroughSQLAlchemy" if _base is PostgresTokensThroughSQLAlchemy else ""
         _name = f"TestPostgreSQL{_version or ''}Tokens{_through}"
-        globals()[_name] = type(_name, (_base,), {"version": _version})
+        _on = f"{'SQLAlchemy on ' if _through else ''}PostgreSQL {_version or ''}".strip()
+        globals()[_name] = type(_name, (_base,), {"version": _version, "on": _on})
 
 
 class TestUnknownDialectTokens(PostgresTokensContract):
     """A dialect that is not known by its name, and has no upsert that is known."""
+
+    on = "SQLAlchemy on a dialect that is not known"
 
     def make_backend(self) -> TokenBackend:
         lab = OtherLab(self.lab.dsn, self.lab.schema)
@@ -140,6 +149,8 @@ class TestUnknownDialectTokens(PostgresTokensContract):
 
 
 class TestMariaDBTokens(TokenContract):
+    on = "SQLAlchemy on MariaDB"
+
     @pytest.fixture(autouse=True)
     def _storage(self, mariadb: MariaDBServer) -> Iterator[None]:
         with fresh_database(mariadb) as name, MariaDBLab(mariadb, name) as self.lab:
