@@ -315,6 +315,20 @@ def test_sweeps_of_two_databases_do_not_meet(mariadb_lab: MariaDBLab) -> None:
     assert store.backend.sweep(10, 600.0) == []
 
 
+def test_a_lock_holds_up_nobody_else(mariadb_lab: MariaDBLab) -> None:
+    """Under REPEATABLE READ, MariaDB's default, a lock on a row holds the gaps beside it, too."""
+    backend = mariadb_lab.store(statement_timeout=2.0).backend
+    for number in (1, 9):
+        add(backend, BARE.but(key=key(number), user_key="alice"))
+    for held in (5, 9):
+        with backend.locked(key(held)) as inside:
+            inside.of_user("alice")
+            for number in (4, 5, 6, 20):
+                if number != held or held == 5:
+                    add(backend, BARE.but(key=key(number), user_key="alice"))
+                    assert backend.delete(key(number))
+
+
 def test_a_logout_against_a_slow_request(mariadb_lab: MariaDBLab) -> None:
     """A row that is deleted while another request works on it does not come back."""
     store, browser = mariadb_lab.store(), Browser()

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from pgstore import (
 from pgstore.backends.sqlalchemy import sessions_table
 from pgstore.ext.flask import FlaskSessions, session
 from pgstore.sql import grants, statements
+from pgstore.testing import BARE, EXPIRY, add
+from support.fault_proxy import FaultProxy
 from support.mariadb import MariaDBServer
 from support.sqlalchemy_labs import (
     MariaDBLab,
@@ -380,6 +383,39 @@ def test_no_value_is_told_by_an_error(sa_lab: Any, make_engine: Engines) -> None
         assert "[parameters:" not in text
 
 
+# -- connections that have died --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sa_lab", ["mariadb_lab", "sa_pg_lab"], indirect=True)
+def test_connections_that_died_idle(sa_lab: Any) -> None:
+    """No verb notices, and no transaction: the first statement finds out, and has another."""
+    port = sa.make_url(sa_lab.url).port
+    assert port
+    with FaultProxy("127.0.0.1", port) as proxy:
+        url = sa_lab.url.replace(f":{port}/", f":{proxy.port}/")
+        store = SQLAlchemyStore(url, *KEYS, db_schema=schema_of(sa_lab), pool_size=1)
+        sa_lab._stores.append(store)
+        backend = store.backend
+        row = add(backend, BARE.but(user_key="alice"))
+
+        def locked() -> bool:
+            with backend.locked(row.key) as inside:
+                return inside.update(row.but(version=1), row.version, EXPIRY) is not None
+
+        for verb in (
+            lambda: backend.load(row.key),
+            lambda: backend.touch(row, EXPIRY),
+            locked,
+            lambda: backend.sweep(10, 600.0) == [],
+            lambda: backend.users(None, 9),
+            lambda: backend.delete_of_user("alice"),
+            lambda: add(backend, row),
+            lambda: backend.delete(row.key),
+        ):
+            proxy.kill()
+            assert verb()
+
+
 # -- tables ----------------------------------------------------------------------------------------
 
 
@@ -703,6 +739,57 @@ def test_what_a_request_costs(sa_lab: Any, caplog: pytest.LogCaptureFixture) -> 
     with browser.visit(store) as session:
         session.delete()
     assert take() == ["SELECT", "SELECT", "DELETE"]
+
+
+@pytest.mark.parametrize("verb", ["update", "touch", "delete", "rewrite"])
+@pytest.mark.parametrize("meanwhile", ["version", "seen_on", "expires_on", "gone"])
+def test_another_between_reading_and_writing(sa_lab: Any, verb: str, meanwhile: str) -> None:
+    """What was read is found again by the write only if nobody has changed it: else it is read
+    anew, and what is not live any more, or of another version, is left alone.
+    """
+    backend, other = sa_lab.store().backend, sa_lab.store().backend
+    row, changed = add(backend, BARE), []
+
+    def change(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if changed or not statement.lstrip().startswith(("UPDATE", "DELETE")):
+            return
+        changed.append(True)
+        if meanwhile == "gone":
+            assert other.delete(row.key)
+        elif meanwhile == "version":
+            assert other.update(row.but(version=7, data=b"other"), row.version, None)
+        elif meanwhile == "seen_on":
+            assert other.touch(row, EXPIRY)
+        else:
+            past = datetime(2001, 1, 1, tzinfo=UTC)
+            sa_lab.set(expires_on=0 if backend._dialect.name == "sqlite" else past)
+
+    sa.event.listen(backend._db.engine, "before_cursor_execute", change)
+    new = row.but(version=9, data=b"new")
+    done = {
+        "update": lambda: backend.update(new, row.version, None),
+        "touch": lambda: backend.touch(row, EXPIRY),
+        "delete": lambda: backend.delete(row.key, version=row.version),
+        "rewrite": lambda: backend.rewrite(new, row.version),
+    }[verb]()
+    loaded = backend.load(row.key)
+    match meanwhile, verb:
+        case "seen_on", "touch":
+            assert done is None
+        case ("seen_on", _) | ("version", "touch"):
+            assert done
+            assert (loaded is None) == (verb == "delete")
+            if verb == "update":
+                assert (done, loaded.row.data) == (loaded.row, b"new")
+            if verb == "touch":
+                assert (loaded.row.data, loaded.row.seen_on) == (b"other", done.seen_on)
+        case "version", _:
+            assert not done
+            assert (loaded.row.version, loaded.row.data) == (7, b"other")
+        case _:
+            assert not done
+            assert loaded is None
+            assert [stored["version"] for stored in sa_lab.rows()] == [0] * (meanwhile != "gone")
 
 
 def test_types_of_the_table(make_engine: Engines) -> None:
