@@ -437,6 +437,8 @@ def test_beside_a_store_over_its_connections(pg_lab: PostgresLab) -> None:
     with TokenStore(store, cleanup_interval=0) as tokens:
         assert tokens.backend._pool is store.backend._pool  # type: ignore[attr-defined]
         tokens.commit("token", b"data", 60)
+        assert in_fork(lambda: tokens.find("token")) == 0
+        assert tokens.find("token") == b"data"
     assert store.sessions_of("alice") == []
     assert pg_lab._raw.execute("SELECT count(*) FROM http_tokens").fetchone() == (1,)
 
@@ -448,6 +450,10 @@ def test_beside_a_store_on_mariadb(mariadb_lab: MariaDBLab) -> None:
         tokens.commit("token", b"data", 60)
         assert tokens.find("token") == b"data"
     assert store.sessions_of("alice") == []
+    # They end with it.
+    store.close()
+    with pytest.raises(BackendError, match="closed"):
+        tokens.find("token")
 
 
 def test_on_a_pool_of_ones_own(pg_lab: PostgresLab) -> None:

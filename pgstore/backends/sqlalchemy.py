@@ -39,6 +39,7 @@ _MOST_SWAPS: Final = 100
 _TOO_FAST: Final = f"other writers were faster {_MOST_SWAPS} times; nothing was written"
 
 _WITHOUT_DATA: Final = tuple(name for name in COLUMNS if name != "data")
+_TIMES: Final = frozenset(TIMES)
 _STAMPS: Final = ("generation", "version", *TIMES)
 
 
@@ -295,10 +296,10 @@ class SQLAlchemyBackend(SQLAlchemyTable):
     def _values(self, row: PGSession, names: Sequence[str]) -> dict[str, Any]:
         flavour = self._flavour
         values = {name: getattr(row, name) for name in names}
-        for name in values.keys() & set(TEXTS):
+        for name in values.keys() & TEXTS:
             if values[name] is not None:
                 values[name] = flavour.text_in(values[name])
-        for name in values.keys() & set(TIMES):
+        for name in values.keys() & _TIMES:
             if values[name] is not None:
                 values[name] = flavour.time_in(values[name])
         if "meta" in values:
@@ -308,10 +309,10 @@ class SQLAlchemyBackend(SQLAlchemyTable):
     def _fields(self, names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
         flavour = self._flavour
         fields = dict(zip(names, values, strict=True))
-        for name in fields.keys() & set(TEXTS):
+        for name in fields.keys() & TEXTS:
             if fields[name] is not None:
                 fields[name] = flavour.text_out(fields[name])
-        for name in fields.keys() & set(TIMES):
+        for name in fields.keys() & _TIMES:
             if fields[name] is not None:
                 fields[name] = flavour.time_out(fields[name])
         if "meta" in fields:

@@ -103,6 +103,7 @@ class Database:
         self._checked = False
         self._closed = False
         self._inherited: list[Pool] = []
+        self._owner: Database | None = None
         limits = {
             "pool_size": pool_size,
             "statement_timeout": statement_timeout,
@@ -134,7 +135,8 @@ class Database:
                 f"{type(engine_or_url).__name__}"
             )
         _check_engine(self.engine)
-        self._errors = (exc.SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error)
+        # Of the driver's and the network's own, where SQLAlchemy lets them through.
+        self._errors = (exc.SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error, OSError)
         self._each, self._several = self.engine, self.engine
         self._begin = _BEGIN.get(self.engine.dialect.name, [])
         if not self._begin:
@@ -225,6 +227,8 @@ class Database:
     def shared(self, table: str) -> Database:
         """Return this database for another table, which does not close it."""
         shared = copy.copy(self)
+        # Kept, for it looks after the engine in forked children.
+        shared._owner = self
         shared._table, shared._is_own = table, False
         return shared
 
@@ -234,7 +238,7 @@ class Database:
             self.engine.dispose()
 
     def _connect(self, engine: sa.Engine) -> sa.Connection:
-        if self._closed:
+        if (self._owner or self)._closed:
             raise BackendError("the store is closed")
         if any(pool is self.engine.pool for pool in self._inherited):
             raise ConfigurationError(

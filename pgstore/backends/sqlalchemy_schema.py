@@ -47,10 +47,14 @@ class TableSchema:
                 run = database.run if self._flavour.ddl_commits else database.in_transaction
                 try:
                     run(self._apply)
-                except SchemaError:
-                    raise
                 except BackendError as error:
-                    raise self._not_applied(error) from error.__cause__
+                    if not is_refused(error.__cause__):
+                        raise
+                    raise SchemaError(
+                        f"this account may not create or change the table {self._table}: run "
+                        "'pgstore schema apply' as one that may, or give what 'pgstore schema "
+                        "print' shows to whoever may"
+                    ) from error.__cause__
         self.check(db)
 
     def check(self, db: Database | Held) -> None:
@@ -124,15 +128,6 @@ class TableSchema:
             # No lock is known there that would keep others from making it meanwhile.
             if not self._state(job)[0]:
                 raise
-
-    def _not_applied(self, error: BackendError) -> BackendError:
-        if is_refused(error.__cause__):
-            return SchemaError(
-                f"this account may not create or change the table {self._table}: run 'pgstore "
-                "schema apply' as one that may, or give what 'pgstore schema print' shows to "
-                "whoever may"
-            )
-        return SchemaError(f"the schema of {self._table} was not applied: {error}")
 
 
 def sql_of(table: sa.Table, url: str, part: str | None = None) -> str:

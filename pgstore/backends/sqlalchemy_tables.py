@@ -55,7 +55,7 @@ TIMES: Final = (
     "renewed_on",
 )
 COLUMNS: Final = ("key", *CONTENT, *TIMES)
-TEXTS: Final = ("name", "user_key", "ip", "user_agent")
+TEXTS: Final = frozenset(["name", "user_key", "ip", "user_agent"])
 
 _MYSQL: Final = ("mysql", "mariadb")
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
