@@ -8,6 +8,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,13 @@ from pgstore import (
     merge,
 )
 from pgstore.backends.sqlalchemy import sessions_table
+from pgstore.embedded import PostgresServer
 from pgstore.ext.flask import FlaskSessions, session
 from pgstore.sql import grants, statements
 from pgstore.testing import BARE, EXPIRY, add
 from support.fault_proxy import FaultProxy
 from support.mariadb import MariaDBServer
+from support.pgbouncer import PgBouncer
 from support.sqlalchemy_labs import (
     MariaDBLab,
     OtherLab,
@@ -414,6 +417,20 @@ def test_connections_that_died_idle(sa_lab: Any) -> None:
         ):
             proxy.kill()
             assert verb()
+
+
+def test_behind_pgbouncer(pg_server: PostgresServer, pg_lab: PostgresLab) -> None:
+    """A pooler in transaction mode may give each statement to another connection."""
+    with PgBouncer(pg_server, pool_size=2) as bouncer:
+        url = bouncer.dsn.replace("postgresql://", "postgresql+psycopg://")
+        with SQLAlchemyStore(url, *KEYS, db_schema=pg_lab.schema, pool_size=8) as store:
+            browsers = [Browser() for _ in range(8)]
+            with ThreadPoolExecutor(8) as threads:
+                for n in range(1, 8):
+                    counts = list(threads.map(lambda browser: count(store, browser), browsers))
+                    assert counts == [n] * 8
+            pg_lab.pass_time(40 * 24 * 3600)
+            assert store.delete_expired() == 8
 
 
 # -- tables ----------------------------------------------------------------------------------------
