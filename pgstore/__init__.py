@@ -30,10 +30,10 @@ from .errors import (
 )
 from .ids import generate_random_key
 from .options import Options
-from .rows import Backend, PGSession
+from .rows import Backend, PGSession, Stats, UserStats
 from .serializers import TypedSerializer
 from .session import Registry, Session
-from .store import MemoryStore, PGStore, SQLiteStore, Store
+from .store import MemoryStore, PGStore, SQLAlchemyStore, SQLiteStore, Store
 from .urls import open_store, parse_keys
 
 __version__ = "0.1.0"
@@ -55,6 +55,7 @@ __all__ = [
     "PGStoreError",
     "Registry",
     "RowError",
+    "SQLAlchemyStore",
     "SQLiteStore",
     "SaveErrors",
     "SchemaError",
@@ -65,9 +66,11 @@ __all__ = [
     "SessionGone",
     "SessionNotFound",
     "SessionTooLong",
+    "Stats",
     "Store",
     "TypedSerializer",
     "UserSession",
+    "UserStats",
     "codecs_from_pairs",
     "decode_multi",
     "encode_multi",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +22,8 @@ __all__ = ["Cleaner", "SweepResult"]
 
 _log = logging.getLogger("pgstore")
 
-_BATCH_ROWS = 1000
+# Small, so that no request waits long for a core that deletes.
+_BATCH_ROWS = 200
 # So that many processes that were started at once do not sweep at once for ever.
 _JITTER = 0.1
 _RESULTS_KEPT = 100
@@ -53,16 +55,21 @@ class Cleaner:
     def sweep(self, stop: Event | None = None) -> int:
         """Delete what has expired, batch after batch, and return the count.
 
-        Ends early when ``stop`` is set, and at once when another process is at it. Raises
+        Rests after each batch for as long as it took: the requests have half of the database at
+        least. Ends early when ``stop`` is set, and at once when another process is at it. Raises
         `BackendError`.
         """
         total = 0
-        while stop is None or not stop.is_set():
+        stop = stop or Event()
+        while not stop.is_set():
+            begin = time.monotonic()
             deleted = self._backend.sweep(_BATCH_ROWS, self._horizon()) or []
+            took = time.monotonic() - begin
             total += len(deleted)
             self._hooks.fire(deleted, "expired")
             if len(deleted) < _BATCH_ROWS:
                 break
+            stop.wait(took)
         return total
 
     def start(self, interval: float | timedelta) -> tuple[Event, Event]:

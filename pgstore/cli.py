@@ -1,4 +1,4 @@
-"""The command ``pgstore``: keys, the table, cleaning up, rotating keys, and a demo.
+"""The command ``pgstore``: keys, the table, users' sessions, cleaning up, and a demo.
 
 Exit codes: 0 done, 1 the database failed or the answer is no, 2 something is set wrongly, 130
 interrupted. An error is one line on stderr, without the database's URL or a key in it.
@@ -16,8 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from types import FrameType
+from typing import Literal
 
 from . import __version__
+from .devices import format_sessions
 from .errors import ConfigurationError, PGStoreError
 from .ids import generate_random_key
 from .options import Options
@@ -33,8 +35,9 @@ __all__ = ["main"]
 _LONG_LIVED = Options(max_age=366 * 24 * 3600)
 
 _DSN_HELP = (
-    "the database's URL: postgresql://…, sqlite:///relative.db or sqlite:////absolute.db; by "
-    "default $PGSTORE_DSN, which others on this machine cannot see in the list of processes"
+    "the database's URL: postgresql://…, sqlite:///relative.db, sqlite:////absolute.db, "
+    "mysql+pymysql://… or another of SQLAlchemy's; by default $PGSTORE_DSN, which others on this "
+    "machine cannot see in the list of processes"
 )
 
 
@@ -86,10 +89,16 @@ def _schema(args: argparse.Namespace) -> int:
 
 
 def _schema_print(args: argparse.Namespace) -> int:
-    if (args.engine or engine_of(_dsn(args))) == "postgres":
+    engine = args.engine or engine_of(_dsn(args))
+    if engine == "postgres":
         from .backends import postgres
 
         text = postgres.schema_sql(args.table, args.db_schema)
+    elif engine in ("mysql", "sqlalchemy"):
+        from .backends import sqlalchemy
+
+        url = "mysql+pymysql://" if engine == "mysql" else _dsn(args)
+        text = sqlalchemy.schema_sql(url, args.table, args.db_schema)
     else:
         from .backends import sqlite
 
@@ -106,8 +115,19 @@ def _schema_grants(args: argparse.Namespace) -> int:
     if args.db_schema is not None:
         check_table(args.db_schema, what="schema", longest=63)
     role = check_table(args.role, what="role", longest=63)
-    print(grants(check_table(args.table), role, db_schema=args.db_schema), end="")
+    table, engine = check_table(args.table), _grants_engine(args)
+    print(grants(table, role, db_schema=args.db_schema, engine=engine), end="")
     return 0
+
+
+def _grants_engine(args: argparse.Namespace) -> Literal["postgres", "mysql"]:
+    """Return whose GRANTs are wanted: PostgreSQL's, unless the URL or ``--engine`` says more."""
+    url = args.dsn or os.environ.get("PGSTORE_DSN", "")
+    scheme = url.partition("://")[0].partition("+")[0]
+    engine = args.engine or {"mysql": "mysql", "mariadb": "mysql", "sqlite": "sqlite"}.get(scheme)
+    if engine == "sqlite":
+        raise ConfigurationError("SQLite has no roles: the file's permissions are its rights")
+    return "mysql" if engine == "mysql" else "postgres"
 
 
 def _cleanup(args: argparse.Namespace) -> int:
@@ -133,6 +153,22 @@ def _cleanup(args: argparse.Namespace) -> int:
     return 0
 
 
+def _sessions_list(args: argparse.Namespace) -> int:
+    with _store(args) as store:
+        print(format_sessions(store.sessions_of(args.user)), end="")
+    return 0
+
+
+def _sessions_revoke(args: argparse.Namespace) -> int:
+    with _store(args) as store:
+        if args.user is not None:
+            ended = store.revoke_user(args.user)
+        else:
+            ended = int(store.revoke(args.handle))
+    print(f"revoked {ended}")
+    return 0 if ended or args.handle is None else 1
+
+
 def _reseal(args: argparse.Namespace) -> int:
     with _store(args, *_keys(args)) as store:
         counts = store.reseal(check=args.check)
@@ -153,7 +189,9 @@ def _demo(args: argparse.Namespace) -> int:
 def _dsn(args: argparse.Namespace) -> str:
     dsn: str = args.dsn or os.environ.get("PGSTORE_DSN", "")
     if not dsn:
-        other = ", or --engine postgres|sqlite" if getattr(args, "action", "") == "print" else ""
+        other = (
+            ", or --engine postgres|sqlite|mysql" if getattr(args, "action", "") == "print" else ""
+        )
         raise ConfigurationError(f"no database: set PGSTORE_DSN to its URL, or give --dsn{other}")
     return dsn
 
@@ -239,8 +277,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_table(sub)
     sub.add_argument(
         "--engine",
-        choices=["postgres", "sqlite"],
-        help="what 'print' prints for, in place of the URL's engine",
+        choices=["postgres", "sqlite", "mysql"],
+        help="what 'print' and 'grants' print for, in place of the URL's engine",
     )
 
     sub = command("cleanup", _cleanup, "delete expired sessions, until it is stopped")
@@ -253,6 +291,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="about how long to wait between sweeps (default: 300)",
     )
+
+    sub = command("sessions", None, "list or end the sessions of a user")
+    actions = sub.add_subparsers(title="actions", metavar="ACTION", required=True)
+    sub = actions.add_parser("list", help="list a user's live sessions, the newest login first")
+    sub.set_defaults(run=_sessions_list)
+    sub.add_argument("user", metavar="USER", help="the user key, exactly as the application has it")
+    _add_table(sub)
+    sub = actions.add_parser("revoke", help="end one session, or all of a user's")
+    sub.set_defaults(run=_sessions_revoke)
+    which = sub.add_mutually_exclusive_group(required=True)
+    which.add_argument("--handle", help="as 'list' shows it; the exit code is 1 if there is none")
+    which.add_argument("--user", help="all sessions of the user with this very key")
+    _add_table(sub)
 
     sub = command("reseal", _reseal, "rewrite the rows that were sealed with old keys")
     _add_table(sub)
@@ -283,7 +334,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dsn", metavar="URL", help=_DSN_HELP)
     parser.add_argument("--table", default="http_sessions", help="default: http_sessions")
-    parser.add_argument("--db-schema", metavar="NAME", help="the table's schema, in PostgreSQL")
+    parser.add_argument(
+        "--db-schema", metavar="NAME", help="the table's schema; in MySQL, its database"
+    )
 
 
 def _port(text: str) -> int:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from itsdangerous import BadSignature, BadTimeSignature, Signer, TimestampSigner
+from itsdangerous.signer import SigningAlgorithm
 
 from .errors import (
     ConfigurationError,
@@ -53,6 +54,8 @@ __all__ = [
 MAX_COOKIE_BYTES: Final = 4096
 # Clocks of one site's machines may differ by so much before a value counts as from the future.
 CLOCK_SKEW_SECONDS: Final = 60.0
+
+_TO_BASE64: Final = bytes.maketrans(b"-_", b"+/")
 
 KeyPair = tuple[bytes, bytes | None]
 
@@ -185,15 +188,10 @@ class SecureCookie:
         if signer is None:
             # With and without a date are two purposes: one must not be read as the other.
             purpose = b"dated cookie:" if self._dated else b"cookie:"
-            make = _ClockedSigner if self._dated else Signer
-            signer = make(
-                _subkey(self._hash_key, purpose + name.encode("utf-8"), 32),
-                salt=purpose + name.encode("utf-8"),
-                # The key is derived above, per name; itsdangerous would do it again for every
-                # signature.
-                key_derivation="none",
-                digest_method=self._digest_method,
-            )
+            make = _ClockedSigner if self._dated else _Signer
+            salt = purpose + name.encode("utf-8")
+            key = _subkey(self._hash_key, salt, 32)
+            signer = make(key, salt=salt, algorithm=_HMAC(key, self._digest_method))
             if isinstance(signer, _ClockedSigner):
                 signer.clock = self._clock
             self._signers[name] = signer
@@ -234,11 +232,12 @@ class RowSealer:
         hash_key, block_key = _check_pair(hash_key, block_key)
         if block_key is None:
             self._format, self._key_bytes = self._SIGNED, 32
-            self._key = _subkey(hash_key, b"row signature", 32)
+            key = _subkey(hash_key, b"row signature", 32)
         else:
             self._format, self._key_bytes = self._ENCRYPTED, len(block_key)
             # From both keys: either one being dropped makes the row unreadable.
-            self._key = _subkey(hash_key + block_key, b"row encryption", 32)
+            key = _subkey(hash_key + block_key, b"row encryption", 32)
+        self._keyed = hmac.new(key, self._format, "sha256")
 
     def __repr__(self) -> str:
         how = "encrypted" if self._format == self._ENCRYPTED else "signed"
@@ -272,7 +271,9 @@ class RowSealer:
         raise RowError("the row's data was not sealed for this row with this key")
 
     def _row_key(self, context: bytes) -> bytes:
-        return hmac.digest(self._key, self._format + context, "sha256")[: self._key_bytes]
+        mac = self._keyed.copy()
+        mac.update(context)
+        return mac.digest()[: self._key_bytes]
 
 
 def pairs(*keys: bytes | None) -> list[KeyPair]:
@@ -384,12 +385,31 @@ def _subkey(key: bytes, purpose: bytes, length: int) -> bytes:
 
 def _decode_base64(text: bytes) -> bytes:
     try:
-        return base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
+        return binascii.a2b_base64(text.translate(_TO_BASE64) + b"=" * (-len(text) % 4))
     except binascii.Error:
         raise CookieMalformed("the signed value is not base64url") from None
 
 
-class _ClockedSigner(TimestampSigner):
+class _HMAC(SigningAlgorithm):
+    """HMAC with one key, which is worked in once and not for every signature."""
+
+    def __init__(self, key: bytes, digest_method: Any) -> None:
+        self._keyed = hmac.new(key, digestmod=digest_method)
+
+    def get_signature(self, key: bytes, value: bytes) -> bytes:
+        mac = self._keyed.copy()
+        mac.update(value)
+        return mac.digest()
+
+
+class _Signer(Signer):
+    """Signs with its algorithm's key: `SecureCookie` derives one for each name, once."""
+
+    def derive_key(self, secret_key: str | bytes | None = None) -> bytes:
+        return self.secret_key
+
+
+class _ClockedSigner(_Signer, TimestampSigner):
     """Signs with a clock that tests can move."""
 
     clock: Callable[[], float] = staticmethod(time.time)

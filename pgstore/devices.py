@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from .agents import Agent
 from .rows import PGSession
 
-__all__ = ["UserSession"]
+__all__ = ["UserSession", "format_sessions"]
+
+_TITLES = ("HANDLE", "SIGNED IN", "LAST SEEN", "EXPIRES", "ADDRESS", "AGENT", "META")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +53,23 @@ class UserSession:
             meta=row.meta,
             current=row.key == current,
         )
+
+
+def format_sessions(sessions: Iterable[UserSession]) -> str:
+    """Return sessions as a table of text for a terminal, times in UTC; it ends with a newline."""
+    rows = [_TITLES, *map(_cells, sessions)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _cells(one: UserSession) -> tuple[str, ...]:
+    # What a browser or somebody at the database wrote must not steer the terminal.
+    agent = str(one.agent) if one.agent.browser else one.agent.text or str(one.agent)
+    meta = ", ".join(f"{name}={value}" for name, value in one.meta.items())
+    texts = (
+        "".join(c if c.isprintable() else "?" for c in text)
+        for text in (one.ip or "-", agent, meta)
+    )
+    times = (one.authenticated_on or one.created_on, one.seen_on, one.expires_on)
+    return one.handle, *(f"{time:%Y-%m-%d %H:%M}" for time in times), *texts

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from .forks import in_forked_child
 from .rows import PGSession
 
-__all__ = ["DeletionCallback", "Hooks", "Reason", "Unsubscribe"]
+__all__ = ["DeletionCallback", "HeldHooks", "Hooks", "Reason", "Unsubscribe"]
 
 _log = logging.getLogger("pgstore")
 
@@ -33,6 +33,11 @@ class Hooks:
             self._subscriptions = (*self._subscriptions, subscription)
         return subscription
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody has subscribed."""
+        return bool(self._subscriptions)
+
     def fire(self, rows: Iterable[PGSession], reason: Reason) -> None:
         """Tell every subscriber of rows that were deleted; one that raises stops nobody."""
         for row in rows:
@@ -42,6 +47,42 @@ class Hooks:
     def _remove(self, subscription: Unsubscribe) -> None:
         with self._lock:
             self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
+
+
+class HeldHooks(Hooks):
+    """Stands for ``hooks`` inside a transaction, whose commit nobody here can see.
+
+    It keeps what was deleted there, for `release`.
+    """
+
+    def __init__(self, hooks: Hooks) -> None:
+        super().__init__()
+        self._hooks = hooks
+        self._held: dict[bytes, tuple[PGSession, Reason]] = {}
+
+    def subscribe(self, callback: DeletionCallback) -> Unsubscribe:
+        return self._hooks.subscribe(callback)
+
+    @property
+    def is_heard(self) -> bool:
+        return self._hooks.is_heard
+
+    def fire(self, rows: Iterable[PGSession], reason: Reason) -> None:
+        # By key: what was deleted, rolled back to a savepoint and deleted again, ends once.
+        self._held.update((row.key, (row, reason)) for row in rows)
+
+    def release(self, is_there: Callable[[bytes], bool]) -> int:
+        """Tell of what is really gone, and return how many rows are still there.
+
+        ``is_there`` looks for a live row by its key. It is not asked when nobody would hear.
+        """
+        kept = 0
+        for key, (row, reason) in self._held.items() if self.is_heard else ():
+            if is_there(key):
+                kept += 1
+            else:
+                self._hooks.fire([row], reason)
+        return kept
 
 
 class Unsubscribe:

@@ -12,7 +12,7 @@ Nothing here does I/O, so that a store of another kind (an async one) can share 
 from __future__ import annotations
 
 import itertools
-import secrets
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -36,7 +36,7 @@ from .ids import SessionId
 from .merge import MISSING, MergeFunction
 from .options import Expiry, Lifetimes, Options
 from .rows import Loaded, PGSession
-from .serializers import TypedSerializer
+from .serializers import PLAIN, TypedSerializer
 from .session import Contents, FlashId, Session, SessionStore, Snapshot
 
 __all__ = [
@@ -103,7 +103,8 @@ class Insert:
 class Update:
     """Replace version ``version`` by ``row``; without an expiry the visit is not stamped.
 
-    ``id`` is the session's once it is done; ``renew`` says that its secret is a new one.
+    ``id`` is the session's once it is done; ``renew`` says that its secret is a new one, and
+    ``data_only`` that nothing but ``data`` and ``version`` differs.
     """
 
     row: PGSession
@@ -112,6 +113,7 @@ class Update:
     contents: Contents
     login: bool
     renew: bool
+    data_only: bool
     id: SessionId
 
 
@@ -168,19 +170,24 @@ def resume(
         raise SessionNotFound(id.handle, "binding")
     current = _current_id(rules, id, loaded)
     resend = found.old_key or current is not id
-    snapshot, error = _open(rules, loaded, current, resend=resend)
+    contents, old_key, error = _open(rules, row)
     session = Session(store, name, current, error=error)
-    session._base = snapshot
     session._user_key = row.user_key
-    session.meta = dict(row.meta)
-    if snapshot.contents is not None:
+    session.meta = {**row.meta}
+    if contents is not None:
         try:
-            loads = rules.serializer.loads
-            session.values = {key: loads(item) for key, item in snapshot.contents.values.items()}
-            session._flashes = {key: loads(item) for key, item in snapshot.contents.flashes.items()}
+            loads = rules.serializer.loads_all
+            values, flashes = contents
+            session.values = dict(zip(values, loads(values.values()), strict=True))
+            if flashes:
+                session._flashes = dict(zip(flashes, loads(flashes.values()), strict=True))
         except UnknownTypeError as unknown:
+            contents = None
             session.values, session._flashes, session.error = {}, {}, unknown
-            session._base = replace(snapshot, contents=None)
+    decoded = session.values.copy()
+    session._base = Snapshot(
+        row, current, contents, loaded.now, old_key, resend, lapsed=False, decoded=decoded
+    )
     return session
 
 
@@ -201,13 +208,14 @@ def decide(rules: Rules, session: Session, ip: str | None, agent: str | None) ->
     values could not be read and that was changed without `Session.clear`.
     """
     base = session._base
-    meta = _check_meta(session.meta)
+    options = session._options or session._adapted
+    meta = _check_meta(session.meta) if session.meta else {}
     contents = _encode(rules, session)
     empty = not (contents or meta or session._user_key)
     if base is None:
         if empty:
             return None
-        max_age = session._options.max_age if session._options else rules.options.max_age
+        max_age = options.max_age if options else rules.options.max_age
         row = PGSession(
             key=session._id.selector,
             name=session.name,
@@ -222,11 +230,11 @@ def decide(rules: Rules, session: Session, ip: str | None, agent: str | None) ->
             user_agent=_clean(agent),
             meta=meta,
         )
-        row = _seal(rules, row, contents, rules.max_length)
-        return Insert(row, rules.lifetimes.expiry(max_age), contents)
+        data = _seal(rules, row, row.user_key, contents, rules.max_length)
+        return Insert(row.but(data=data), rules.lifetimes.expiry(max_age), contents)
 
     row = base.row
-    max_age = session._options.max_age if session._options else row.max_age
+    max_age = options.max_age if options else row.max_age
     regenerated = session._id is not base.id
     due = base.now - _known(row.seen_on) >= timedelta(seconds=rules.lifetimes.touch_after(max_age))
     if base.contents is None and not session._overwrite:
@@ -243,25 +251,32 @@ def decide(rules: Rules, session: Session, ip: str | None, agent: str | None) ->
 
     visit = due or renew or max_age != row.max_age
     id = session._id
-    new = replace(row, version=_new_version(), meta=meta, max_age=max_age)
-    if not _in_grace(rules, row, base.now):
-        new = replace(new, successor=None)
+    new: dict[str, Any] = {"version": _new_version()}
+    if meta != row.meta:
+        new["meta"] = meta
+    if max_age != row.max_age:
+        new["max_age"] = max_age
+    if row.successor is not None and not _in_grace(rules, row, base.now):
+        new["successor"] = None
     if regenerated:
-        new = replace(new, min_generation=id.generation, previous_hash=None, successor=None)
+        new |= {"min_generation": id.generation, "previous_hash": None, "successor": None}
     elif renew:
         # Who still carries the secret before can open its successor for a while.
         id = base.id.renewed(row.generation)
-        successor = base.id.seal_successor(id)
-        new = replace(new, previous_hash=row.secret_hash, successor=successor)
+        new |= {"previous_hash": row.secret_hash, "successor": base.id.seal_successor(id)}
     if renew:
-        new = replace(new, generation=id.generation, secret_hash=id.secret_hash)
+        new |= {"generation": id.generation, "secret_hash": id.secret_hash}
     if session._login:
-        new = replace(new, user_key=session._user_key, ip=_clean(ip), user_agent=_clean(agent))
-    if changed or new.user_key != row.user_key:
+        new |= {"user_key": session._user_key, "ip": _clean(ip), "user_agent": _clean(agent)}
+    data_only = new.keys() == {"version"} and not visit
+    if changed or (new.get("user_key") != row.user_key and session._login):
         grew = contents != base.contents
-        new = _seal(rules, new, contents, rules.max_length if grew else 0)
+        user_key = session._user_key if session._login else row.user_key
+        max_length = rules.max_length if grew else 0
+        new["data"] = _seal(rules, row, user_key, contents, max_length)
     expiry = rules.lifetimes.expiry(max_age) if visit else None
-    return Update(new, row.version, expiry, contents, session._login, renew, id)
+    login = session._login
+    return Update(row.but(**new), row.version, expiry, contents, login, renew, data_only, id)
 
 
 def rebase(rules: Rules, session: Session, loaded: Loaded | None) -> None:
@@ -282,7 +297,8 @@ def rebase(rules: Rules, session: Session, loaded: Loaded | None) -> None:
         # Renewed by age, and longer ago than the grace: a slow request, whose changes still count.
         id, lapsed = base.id, True
     resend = base.resend or id is not base.id
-    theirs, unreadable = _open(rules, loaded, id, resend=resend, lapsed=lapsed)
+    contents, old_key, unreadable = _open(rules, row)
+    theirs = Snapshot(row, id, contents, loaded.now, old_key, resend, lapsed)
     # What another user's session holds is not taken over by the one who logs in on top of it.
     stranger = session._login and row.user_key not in (None, session._user_key)
     if not (stranger or session._overwrite):
@@ -342,7 +358,7 @@ def settle(session: Session, write: Write, row: PGSession | None) -> None:
     now = max(_known(row.seen_on), _known(row.modified_on))
     if isinstance(write, Touch):
         assert base is not None
-        session._base = replace(base, row=row, now=now)
+        session._base = base._replace(row=row, now=now)
     else:
         if isinstance(write, Update):
             session._id = write.id
@@ -381,7 +397,7 @@ def is_login(write: Write) -> bool:
 def sent(session: Session) -> None:
     """Note that the browser gets its cookie."""
     if session._base is not None:
-        session._base = replace(session._base, resend=False)
+        session._base = session._base._replace(resend=False)
 
 
 def _is_bound_to(row: PGSession, environ: Mapping[str, Any], bind: Set[Bond]) -> bool:
@@ -429,26 +445,35 @@ def _is_old(rules: Rules, base: Snapshot) -> bool:
     return age >= timedelta(seconds=rules.lifetimes.rotate_every)
 
 
-def _open(
-    rules: Rules, loaded: Loaded, id: SessionId, *, resend: bool, lapsed: bool = False
-) -> tuple[Snapshot, PGStoreError | None]:
-    """Open a row. Raises `RowError` for data that is not this row's."""
-    row, now = loaded
+def _open(rules: Rules, row: PGSession) -> tuple[Contents | None, bool, PGStoreError | None]:
+    """Open a row: return what it holds, whether an old key opened it, and why it cannot be read.
+
+    Raises `RowError` for data that is not this row's.
+    """
     data, old_key = _unseal(rules, row)
     try:
         values, flashes = rules.serializer.loads(data)
         contents = Contents(values, {(key, ident): item for key, ident, item in flashes})
     except UnknownTypeError as unknown:
-        return Snapshot(row, id, None, now, old_key, resend, lapsed), unknown
-    return Snapshot(row, id, contents, now, old_key, resend, lapsed), None
+        return None, old_key, unknown
+    return contents, old_key, None
 
 
 def _encode(rules: Rules, session: Session) -> Contents:
     dumps = rules.serializer.dumps
+    base = session._base
+    known = base.contents.values if base and base.contents else {}
+    decoded = base.decoded if base else {}
     try:
+        values = {
+            # What cannot change in place, and is still the same object, has the same bytes.
+            key: known[key]
+            if type(item) in PLAIN and key in known and decoded.get(key, MISSING) is item
+            else dumps(item, "value", known=known.get(key))
+            for key, item in session.values.items()
+        }
         return Contents(
-            {key: dumps(item, "value") for key, item in session.values.items()},
-            {flash: dumps(item, "flash") for flash, item in session._flashes.items()},
+            values, {flash: dumps(item, "flash") for flash, item in session._flashes.items()}
         )
     except SerializationError:
         # Again, for the path from the top.
@@ -457,10 +482,12 @@ def _encode(rules: Rules, session: Session) -> Contents:
         raise
 
 
-def _seal(rules: Rules, row: PGSession, contents: Contents, max_length: int) -> PGSession:
+def _seal(
+    rules: Rules, row: PGSession, user_key: str | None, contents: Contents, max_length: int
+) -> bytes:
     flashes = [[key, ident, item] for (key, ident), item in contents.flashes.items()]
     try:
-        data = rules.serializer.dumps([dict(contents.values), flashes])
+        data = rules.serializer.dumps([contents.values, flashes])
     except SerializationError:
         # Again, for the path of the key.
         rules.serializer.dumps(dict.fromkeys(contents.values), "values")
@@ -468,7 +495,7 @@ def _seal(rules: Rules, row: PGSession, contents: Contents, max_length: int) -> 
         raise
     if 0 < max_length < len(data):
         raise SessionTooLong(len(data), max_length)
-    return replace(row, data=rules.sealers[0].seal(data, _context(rules.table, row)))
+    return rules.sealers[0].seal(data, _context(rules.table, row.name, row.key, user_key))
 
 
 def reseal(rules: Rules, row: PGSession) -> PGSession | None:
@@ -479,27 +506,36 @@ def reseal(rules: Rules, row: PGSession) -> PGSession | None:
     data, old_key = _unseal(rules, row)
     if not old_key:
         return None
-    sealed = rules.sealers[0].seal(data, _context(rules.table, row))
-    return replace(row, data=sealed, version=_new_version())
+    context = _context(rules.table, row.name, row.key, row.user_key)
+    return row.but(data=rules.sealers[0].seal(data, context), version=_new_version())
 
 
 def _unseal(rules: Rules, row: PGSession) -> tuple[bytes, bool]:
     """Return a row's data, and whether an old key opened it. Raises `RowError` when none does."""
-    context = _context(rules.table, row)
-    refusals: list[RowError] = []
+    context = _context(rules.table, row.name, row.key, row.user_key)
+    refusal: RowError | None = None
     for sealer in rules.sealers:
         try:
-            return sealer.open(row.data, context), bool(refusals)
+            return sealer.open(row.data, context), refusal is not None
         except RowError as refused:
-            refusals.append(refused)
-    raise refusals[0]
+            refusal = refusal or refused
+    assert refusal is not None
+    raise refusal
 
 
-def _context(table: str, row: PGSession) -> bytes:
+def _context(table: str, name: str, key: bytes, user_key: str | None) -> bytes:
     """Name the row that data is sealed for. Lengths keep the parts apart."""
-    user = b"" if row.user_key is None else b"=" + row.user_key.encode("utf-8")
-    parts = (table.encode("ascii"), row.name.encode("ascii"), row.key, user)
-    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    user = b"" if user_key is None else b"=" + user_key.encode("utf-8")
+    return b"%b%b%b%b%b%b%b%b" % (
+        len(table).to_bytes(4),
+        table.encode("ascii"),
+        len(name).to_bytes(4),
+        name.encode("ascii"),
+        len(key).to_bytes(4),
+        key,
+        len(user).to_bytes(4),
+        user,
+    )
 
 
 def _merge(
@@ -585,7 +621,7 @@ def _clean(text: str | None) -> str | None:
 
 
 def _new_version() -> int:
-    return secrets.randbits(63)
+    return int.from_bytes(os.urandom(8)) >> 1
 
 
 def _known(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import TypeGuard
 
 from . import plan
@@ -95,7 +94,11 @@ class Saving:
             row = self._send(self._backend, write)
         except BackendError as error:
             if not error.outcome_unknown:
-                raise
+                if self._unsure is None:
+                    raise
+                # This try did nothing, but the one before may still arrive.
+                self._session._unanswered = self._sent
+                raise self._unsure from error
             self._unsure = error
             return self._look(error)
         if row is not None:
@@ -115,8 +118,10 @@ class Saving:
         match write:
             case plan.Insert(row, expiry):
                 return backend.insert(row, expiry)
-            case plan.Update(row, version, expiry, _, login, renew):
-                return backend.update(row, version, expiry, login=login, renew=renew)
+            case plan.Update(row, version, expiry, _, login, renew, data_only):
+                return backend.update(
+                    row, version, expiry, login=login, renew=renew, data_only=data_only
+                )
             case plan.Touch(row, expiry):
                 return backend.touch(row, expiry)
             case plan.Delete(row):
@@ -203,7 +208,7 @@ class Saving:
                 if same and loaded.row.seen_on != row.seen_on:
                     return write, loaded.row
             case plan.Delete(row) if loaded is None:
-                return write, replace(row, data=b"")
+                return write, row.but(data=b"")
         self._unsure = None
         plan.rebase(self._rules, self._session, loaded)
         return self._decide(), None

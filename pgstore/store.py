@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from threading import Event
@@ -34,11 +36,11 @@ from .errors import (
     SessionGone,
     SessionNotFound,
 )
-from .hooks import DeletionCallback, Hooks, Unsubscribe
+from .hooks import DeletionCallback, HeldHooks, Hooks, Unsubscribe
 from .ids import SessionId, key_of
 from .merge import MergeFunction
 from .options import Lifetimes, Options, check_cookie_name, seconds
-from .rows import Backend, PGSession
+from .rows import Backend, PGSession, Stats, UserStats
 from .saving import Saving
 from .serializers import TypedSerializer
 from .session import Registry, Session, Snapshot, check_user_key, environ_of
@@ -46,8 +48,9 @@ from .session import Registry, Session, Snapshot, check_user_key, environ_of
 if TYPE_CHECKING:
     import psycopg
     import psycopg_pool
+    import sqlalchemy
 
-__all__ = ["MemoryStore", "PGStore", "SQLiteStore", "Store"]
+__all__ = ["MemoryStore", "PGStore", "SQLAlchemyStore", "SQLiteStore", "Store"]
 
 _log = logging.getLogger("pgstore")
 
@@ -146,14 +149,21 @@ class Store:
                 f"max_sessions_per_user must be 1 or more sessions, or None, not {most!r}"
             )
         self._max_sessions = most
+        # The store whose `using` made this one, and the sessions that this one gave out.
+        self._outer: Self | None = None
+        self._given: list[Session] = []
         self._names: set[str] = set()
         self._is_https = HttpsCheck()
         self._hooks = Hooks()
         self._cleaner = Cleaner(backend, self._sweep_horizon, self._hooks)
-        if schema == "apply":
-            backend.apply_schema()
-        elif schema == "check":
-            backend.check_schema()
+        try:
+            if schema == "apply":
+                backend.apply_schema()
+            elif schema == "check":
+                backend.check_schema()
+        except BaseException:
+            backend.close()
+            raise
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._backend!r}>"
@@ -210,7 +220,7 @@ class Store:
         that cannot name a cookie, or that another store uses in this request, and `BackendError`
         when the storage fails.
         """
-        return Registry.of(request).get(self, name)
+        return self._give(Registry.of(request).get(self, name))
 
     def new(self, request: Any, name: str) -> Session:
         """Load the session that the request's cookie ``name`` leads to, or make a new one.
@@ -228,7 +238,7 @@ class Store:
         if found.id is not None:
             loaded = self._backend.load(found.id.selector)
             try:
-                return plan.resume(self._rules, self, name, found, loaded, environ)
+                return self._give(plan.resume(self._rules, self, name, found, loaded, environ))
             except SessionNotFound as missing:
                 error = missing
                 if missing.reason == "replayed":
@@ -236,7 +246,7 @@ class Store:
             except RowError as refused:
                 _log.warning("session %s was refused: %s", found.id.handle, refused)
                 error = refused
-        return Session(self, name, SessionId.new(time.time()), error=error)
+        return self._give(Session(self, name, SessionId.new(time.time()), error=error))
 
     def save(self, request: Any, response: Any, session: Session) -> None:
         """Store what this request changed, and put the cookie on the response if need be.
@@ -252,7 +262,7 @@ class Store:
         `ConflictError` when other writers were faster for all of ``save_deadline``; `BackendError`
         when the storage fails, with ``outcome_unknown`` when the write may have been stored.
         """
-        if session._store is not self:
+        if not self.owns(session):
             raise ConfigurationError("the session belongs to another store")
         environ, headers = environ_of(request), _headers_of(response)
         client = plan.client_of(environ)
@@ -281,6 +291,11 @@ class Store:
         session._forget = None
         if saving.logged_in and self._max_sessions is not None:
             self._evict_beyond(self._max_sessions, session)
+
+    def owns(self, session: Session) -> bool:
+        """Tell whether this store made the session, also inside or outside of its `using`."""
+        store = session._store
+        return store is self or (isinstance(store, Store) and store._root is self._root)
 
     # -- users
 
@@ -338,6 +353,15 @@ class Store:
         self._hooks.fire(rows, "revoked")
         return len(rows)
 
+    def users(self, *, after: str | None = None, limit: int = 100) -> list[UserStats]:
+        """Return the users who have live sessions, with how many, for an administrator's page.
+
+        Up to ``limit`` of them by their keys' bytes; for the next page, ``after`` is the last one.
+        """
+        if limit < 1:
+            raise ConfigurationError(f"limit must be 1 or more, not {limit}")
+        return self._backend.users(None if after is None else check_user_key(after), limit)
+
     def on_deletion(self, callback: DeletionCallback) -> Unsubscribe:
         """Call ``callback(row, reason)`` for every session that this process ends.
 
@@ -348,6 +372,56 @@ class Store:
         its ``wait=True`` waits for calls under way (sessionup's ``OnDeletion``).
         """
         return self._hooks.subscribe(callback)
+
+    # -- transactions
+
+    @contextmanager
+    def using(self, connection: Any) -> Iterator[Self]:
+        """Run statements in a transaction of yours: all of it is committed, or nothing.
+
+            with store.using(connection) as inside, connection.transaction():
+                connection.execute("UPDATE accounts SET password = …")
+                inside.revoke_user("alice", keep=session)
+                inside.save(request, response, session)
+
+        ``connection`` is a `psycopg.Connection` for a `PGStore`, an `sqlite3.Connection` to the
+        same file for an `SQLiteStore`, a `sqlalchemy.Connection` (and its ``begin()``) for a
+        `SQLAlchemyStore`; anything else raises `ConfigurationError`. ``inside`` is this store on
+        that connection: what is called on it is in the transaction (but for the cleanup), and
+        nothing else is. Sessions belong to both; the own ``save`` of one goes where
+        it was last got from. In autocommit without a transaction the methods of ``inside`` raise
+        `ConfigurationError`. The transaction is neither committed nor rolled back here, and the
+        connection is closed only when a statement on it broke off.
+
+        End the transaction inside the block, as above: when that is left, the callbacks of
+        `on_deletion` are called for the rows that are gone, unless an exception leaves it. After a
+        rollback, drop the response, and do not save the session again: both speak of what was not
+        stored. The next request finds what is.
+
+        An eviction (``max_sessions_per_user``) that fails is raised by ``inside.save``.
+        """
+        backend, held = self._backend.using(connection), HeldHooks(self._hooks)
+        inside = copy.copy(self)
+        inside._backend, inside._hooks = backend, held
+        inside._outer, inside._given = self, []
+        try:
+            yield inside
+        finally:
+            backend.close()
+            for session in inside._given:
+                if session._store is inside:
+                    self._give(session)
+        try:
+            kept = held.release(lambda key: self._backend.load(key) is not None)
+        except BackendError as error:
+            _log.warning("callbacks for what ended in a transaction were not called: %s", error)
+            return
+        if kept:
+            _log.warning(
+                "no callbacks were called for %d sessions that ended in a transaction: it was "
+                "rolled back, or is still open (end it inside the block of using())",
+                kept,
+            )
 
     # -- cleanup
 
@@ -380,8 +454,20 @@ class Store:
         """
         return self._cleaner.run(stop, interval)
 
+    def stats(self) -> Stats:
+        """Return how the table is: live and expired rows, size, the oldest session.
+
+        It reads the whole table: for an administrator's page, not for every request.
+        """
+        return self._backend.stats()
+
     def close(self) -> None:
-        """Stop the cleanups of this store and free what it opened. May be called again."""
+        """Stop the cleanups of this store and free what it opened. May be called again.
+
+        Inside `using` it does nothing: the block is the end.
+        """
+        if self._outer is not None:
+            return
         self._cleaner.close()
         self._backend.close()
 
@@ -420,9 +506,21 @@ class Store:
             row = loaded.row
         return "old"
 
+    def _give(self, session: Session) -> Session:
+        """Return a session that its own `save` saves to this store."""
+        session._store = self
+        if self._outer is not None:
+            self._given.append(session)
+        return session
+
+    @property
+    def _root(self) -> Self:
+        """The store itself, also for the one inside `using`."""
+        return self if self._outer is None else self._outer._root
+
     def _options_of(self, session: Session) -> Options:
         if session._options is None:
-            return self._rules.options
+            return session._adapted or self._rules.options
         options = session._options.freeze()
         session._options.max_age = options.max_age  # a timedelta has become seconds
         check_cookie_name(session.name, options)
@@ -452,6 +550,8 @@ class Store:
         try:
             rows = self._backend.delete_of_user(user_key, keep=_key_of(session), newest=most)
         except BackendError as error:
+            if self._outer is not None:
+                raise  # with the transaction, in which nothing stands by itself
             # The login stands, and its cookie goes out.
             _log.warning(
                 "after the login of session %s the user's sessions beyond "
@@ -577,6 +677,55 @@ class PGStore(Store):
         return store
 
 
+class SQLAlchemyStore(Store):
+    """Sessions in any database that SQLAlchemy speaks to: MySQL and MariaDB above all.
+
+    ``engine_or_url``: an engine of yours is never disposed of, and nothing is changed on it; one
+    with connections in its pool must not cross a fork. With a URL (``mysql+pymysql://…``) the store
+    makes an engine of up to ``pool_size`` connections (10) and owns it; ``statement_timeout`` (5.0)
+    bounds statements where the driver can, ``pool_timeout`` (5.0) the wait for a connection, both
+    in seconds.
+
+    PostgreSQL, MySQL, MariaDB and SQLite are known. For another dialect give ``clock``, an SQL
+    expression of the database's time in UTC. ``keys`` and the other settings are those of `Store`.
+
+    Raises `ConfigurationError` without SQLAlchemy or the URL's driver, and for an engine or URL
+    that will not do.
+    """
+
+    def __init__(
+        self,
+        engine_or_url: sqlalchemy.Engine | str,
+        *keys: bytes | None,
+        table: str = "http_sessions",
+        db_schema: str | None = None,
+        clock: sqlalchemy.ColumnElement[Any] | None = None,
+        pool_size: int | None = None,
+        statement_timeout: float | None = None,
+        pool_timeout: float | None = None,
+        **settings: Any,
+    ) -> None:
+        try:
+            from .backends.sqlalchemy import SQLAlchemyBackend
+        except ModuleNotFoundError as error:
+            if error.name != "sqlalchemy":
+                raise
+            raise ConfigurationError(
+                "SQLAlchemyStore needs SQLAlchemy: pip install 'pgstore[sqlalchemy]', or "
+                "'pgstore[mysql]' with a driver for MySQL and MariaDB"
+            ) from error
+        backend = SQLAlchemyBackend(
+            engine_or_url,
+            table=table,
+            db_schema=db_schema,
+            clock=clock,
+            pool_size=pool_size,
+            statement_timeout=statement_timeout,
+            pool_timeout=pool_timeout,
+        )
+        super().__init__(backend, *keys, **settings)
+
+
 class _Raw:
     """Leaves bytes as they are: an id is what the store's cookies carry."""
 
@@ -610,12 +759,14 @@ def _key_for(handle: str, owner: str | EllipsisType | None) -> bytes | None:
 
 
 def _headers_of(response: Any) -> Headers:
-    headers = getattr(response, "headers", response)
-    if not all(hasattr(headers, name) for name in ("add", "getlist", "setlist")):
+    headers: Headers = getattr(response, "headers", response)
+    try:
+        headers.add, headers.getlist, headers.setlist  # noqa: B018
+    except AttributeError:
         raise ConfigurationError(
             f"the response must be a werkzeug Response or Headers, not {type(response).__name__}"
-        )
-    return headers  # type: ignore[no-any-return]
+        ) from None
+    return headers
 
 
 def _cookie_age(base: Snapshot) -> int | None:

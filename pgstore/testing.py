@@ -30,7 +30,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import pytest
 
 from .errors import BackendError, ConfigurationError
-from .rows import Backend, Expiry, PGSession, check_table
+from .rows import Backend, Expiry, PGSession, UserStats, check_table
 
 __all__ = ["BackendContract"]
 
@@ -321,6 +321,20 @@ class BackendContract:
         assert load(backend, old.key) == row
         assert self.raw(old.key) == asdict(row)
 
+    def test_update_of_data_only(self, backend: Backend) -> None:
+        """Told that only the data differs, an update stores the same as without being told."""
+        old = add(backend, FULL)
+        self.raw_shift(60)
+        before = self.raw(old.key)
+        new = load(backend, old.key).but(data=b"other", version=8)
+        row = backend.update(new, old.version, None, data_only=True)
+        assert row
+        assert row.modified_on
+        assert row.modified_on > before["modified_on"]
+        expected = before | {"data": b"other", "version": 8, "modified_on": row.modified_on}
+        assert self.raw(old.key) == asdict(row) == expected
+        assert backend.update(new, old.version, None, data_only=True) is None
+
     @pytest.mark.parametrize("expiry", [EXPIRY, None], ids=["visit", "no-visit"])
     @pytest.mark.parametrize("login", [False, True], ids=["", "login"])
     @pytest.mark.parametrize("renew", [False, True], ids=["", "renew"])
@@ -545,6 +559,39 @@ class BackendContract:
             assert len(page) == size
             found += page
         assert [asdict(row) for row in found] == [self.raw(one) for one in keys]
+
+    def test_users(self, backend: Backend) -> None:
+        """Users with live rows come in the order of their keys' bytes, each with its rows."""
+        assert backend.users(None, 9) == []
+        for number, user in enumerate([*USERS, None, "alice", "\U0001f600", "\uffee"]):
+            add(backend, replace(BARE, key=key(number), user_key=user))
+            self.raw_shift(20)
+        add(backend, replace(BARE, key=key(20), user_key="bob"), replace(EXPIRY, idle=10.0))
+        self.raw_shift(20)
+        users = sorted([*USERS, "\U0001f600", "\uffee"], key=str.encode)
+        found: list[UserStats] = []
+        while page := backend.users(found[-1].user_key if found else None, 3):
+            assert len(page) == min(3, len(users) - len(found))
+            found += page
+        for user, stats in zip(users, found, strict=True):
+            seen = [row["seen_on"] for row in self.raw_rows() if row["user_key"] == user]
+            assert stats == (user, len(seen), max(seen))
+        assert [stats.sessions for stats in found if stats.user_key == "alice"] == [2]
+
+    def test_stats(self, backend: Backend) -> None:
+        """Live rows and expired ones are counted apart; the oldest is the oldest live one."""
+        empty = backend.stats()
+        assert (empty.live, empty.expired, empty.oldest) == (0, 0, None)
+        assert empty.size is None or empty.size >= 0
+        add(backend, replace(BARE, key=key(9)), replace(EXPIRY, idle=10.0))
+        for number in range(3):
+            self.raw_shift(20)
+            add(backend, replace(BARE, key=key(number), user_key="alice", data=b"x" * 5000))
+        stats = backend.stats()
+        assert (stats.live, stats.expired) == (3, 1)
+        assert stats.oldest == self.raw(key(0))["created_on"]
+        assert (stats.size is None) == (empty.size is None)
+        assert stats.size is None or stats.size > max(empty.size or 0, 15_000)
 
     # -- locked ----------------------------------------------------------------------------------
 

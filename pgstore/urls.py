@@ -10,32 +10,41 @@ from urllib.parse import unquote
 
 from .codecs import pairs
 from .errors import ConfigurationError
-from .store import PGStore, SQLiteStore, Store
+from .store import PGStore, SQLAlchemyStore, SQLiteStore, Store
 
 __all__ = ["Engine", "engine_of", "format_keys", "open_store", "parse_keys"]
 
-Engine = Literal["postgres", "sqlite"]
+Engine = Literal["postgres", "sqlite", "sqlalchemy"]
 
 _ENGINES: dict[str, Engine] = {
     "postgresql": "postgres",
     "postgres": "postgres",
     "sqlite": "sqlite",
 }
-_SPOKEN = "postgresql://…, postgres://…, sqlite:///relative.db, sqlite:////absolute.db"
+# Those that SQLAlchemy brings itself; others are asked for.
+_DIALECTS = {"mysql", "mariadb", "postgresql", "sqlite", "oracle", "mssql"}
+_SPOKEN = (
+    "postgresql://…, postgres://…, sqlite:///relative.db, sqlite:////absolute.db, "
+    "mysql+pymysql://… and other URLs of SQLAlchemy's"
+)
 
 
 def open_store(url: str, *keys: bytes | None, **settings: Any) -> Store:
     """Make the store that a URL names.
 
     ``postgresql://`` and ``postgres://`` make a `PGStore`, ``sqlite:///relative.db`` and
-    ``sqlite:////absolute.db`` a `SQLiteStore`, whose path may hold %-escapes. ``keys`` and
-    ``settings`` are those of the store that is made.
+    ``sqlite:////absolute.db`` a `SQLiteStore`, whose path may hold %-escapes, and SQLAlchemy's URLs
+    (``mysql+pymysql://``, ``mariadb+pymysql://``, ``postgresql+psycopg://``, …) a
+    `SQLAlchemyStore`. ``keys`` and ``settings`` are those of the store that is made.
 
     Raises `ConfigurationError` for another URL, and what the store raises. No message quotes the
     URL: it may hold a password.
     """
-    if engine_of(url) == "postgres":
+    engine = engine_of(url)
+    if engine == "postgres":
         return PGStore(url, *keys, **settings)
+    if engine == "sqlalchemy":
+        return SQLAlchemyStore(url, *keys, **settings)
     if settings.pop("db_schema", None) is not None:
         raise ConfigurationError("db_schema is for PostgreSQL: SQLite has no schemas")
     return SQLiteStore(_sqlite_path(url), *keys, **settings)
@@ -47,9 +56,11 @@ def engine_of(url: str) -> Engine:
     # What is no scheme may be anything, a password too: it is not quoted.
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         raise ConfigurationError(f"the database is given by a URL: {_SPOKEN}")
-    if scheme not in _ENGINES:
-        raise ConfigurationError(f"no store speaks {scheme}://; those known are {_SPOKEN}")
-    return _ENGINES[scheme]
+    if scheme in _ENGINES:
+        return _ENGINES[scheme]
+    if scheme.partition("+")[0] in _DIALECTS or _is_dialect(scheme):
+        return "sqlalchemy"
+    raise ConfigurationError(f"no store speaks {scheme}://; those known are {_SPOKEN}")
 
 
 def parse_keys(text: str, source: str = "PGSTORE_KEYS") -> list[bytes | None]:
@@ -86,6 +97,16 @@ def _parse_key(item: str, number: int, source: str) -> bytes | None:
         pass
     # Not chained: the cause would say nothing more, and this line cannot quote the key.
     raise ConfigurationError(f"{source}: key {number} is not base64url")
+
+
+def _is_dialect(scheme: str) -> bool:
+    try:
+        from .backends.sqlalchemy_urls import dialect_of
+
+        dialect_of(f"{scheme}://")
+    except (ImportError, ConfigurationError):
+        return False
+    return True
 
 
 def _sqlite_path(url: str) -> str:

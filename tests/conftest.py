@@ -9,7 +9,9 @@ import pytest
 import pgstore
 from pgstore.embedded import PostgresServer
 from support.leaks import LeakWatch
+from support.mariadb import MariaDBServer, fresh_database
 from support.postgres import PostgresServers, fresh_schema, postgres_versions
+from support.sqlalchemy_labs import MariaDBLab
 from support.stores import Browser, Lab, MemoryLab, PostgresLab, SQLiteLab
 
 pytest.register_assert_rewrite("pgstore.testing")
@@ -69,7 +71,14 @@ def pg_schema(pg_dsn: str) -> Iterator[str]:
         yield name
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDBServer]:
+    """Return a running MariaDB."""
+    with MariaDBServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres", "mariadb"])
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """Return a fresh storage of each kind, to make stores on."""
     lab: Lab
@@ -78,7 +87,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     elif request.param == "sqlite":
         lab = SQLiteLab(request.getfixturevalue("tmp_path") / "sessions.db")
     else:
-        lab = request.getfixturevalue("pg_lab")
+        lab = request.getfixturevalue("pg_lab" if request.param == "postgres" else "mariadb_lab")
     with lab:
         yield lab
 
@@ -87,6 +96,13 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def pg_lab(pg_dsn: str, pg_schema: str) -> Iterator[PostgresLab]:
     """Return a fresh schema on the newest PostgreSQL, to make stores on."""
     with PostgresLab(pg_dsn, pg_schema) as lab:
+        yield lab
+
+
+@pytest.fixture
+def mariadb_lab(mariadb: MariaDBServer) -> Iterator[MariaDBLab]:
+    """Return a fresh database on MariaDB, to make stores on."""
+    with fresh_database(mariadb) as name, MariaDBLab(mariadb, name) as lab:
         yield lab
 
 

@@ -27,7 +27,7 @@ from pgstore.rows import PGSession
 
 SOON = 0.001  # seconds between sweeps: the tests wait for sweeps, never for time
 SOME_SECONDS = 10.0  # after which a test fails rather than hangs
-BATCH = 1000
+BATCH = 200
 
 
 class FakeBackend:
@@ -129,6 +129,24 @@ def test_a_sweep_ends_early_when_it_is_stopped() -> None:
 
     backend = FakeBackend(BATCH, full_batch_and_stop, BATCH, BATCH)
     assert cleaner_of(backend).sweep(stop) == 2 * BATCH
+
+
+def test_a_sweep_rests_as_long_as_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each full batch the requests have the database to themselves for as long as it took."""
+    now = [100.0]
+
+    def batch_of(seconds: float, rows: int) -> Any:
+        def answer() -> int:
+            now[0] += seconds
+            return rows
+
+        return answer
+
+    monkeypatch.setattr("pgstore.cleanup.time.monotonic", lambda: now[0])
+    stop = FakeStop()
+    backend = FakeBackend(batch_of(0.25, BATCH), batch_of(4.0, BATCH), batch_of(1.0, 3))
+    cleaner_of(backend).sweep(stop)
+    assert stop.pauses == [0.25, 4.0]
 
 
 def test_an_error_of_a_sweep_by_hand_is_raised() -> None:
@@ -359,18 +377,18 @@ def test_a_run_that_is_stopped_before_it_starts_yields_nothing() -> None:
 def test_a_run_that_nobody_reads_keeps_sweeping(caplog: pytest.LogCaptureFixture) -> None:
     """Without a reader sweeps go on and the oldest results go (Go's `RunCleanup` stalled)."""
     caplog.set_level(logging.INFO, "pgstore")
-    stop, numbers = Event(), iter(range(1, 251))
+    stop, numbers = Event(), iter(range(1, 151))
 
     def count() -> int:
         number = next(numbers)
-        if number == 250:
+        if number == 150:
             stop.set()
         return number
 
-    results = cleaner_of(FakeBackend(*[count] * 250)).run(stop, SOON)
+    results = cleaner_of(FakeBackend(*[count] * 150)).run(stop, SOON)
     join_sweepers()
-    assert [result.deleted for result in results] == list(range(152, 251))
-    assert len(caplog.records) == 250
+    assert [result.deleted for result in results] == list(range(52, 151))
+    assert len(caplog.records) == 150
 
 
 # -- forks -----------------------------------------------------------------------------------------

@@ -14,9 +14,19 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pgstore import ConfigurationError, Options, PGStore, SQLiteStore, Store, __version__
+from pgstore import (
+    ConfigurationError,
+    Options,
+    PGStore,
+    SQLAlchemyStore,
+    SQLiteStore,
+    Store,
+    __version__,
+)
 from pgstore.cli import _one_interrupt, main
+from pgstore.sql import statements
 from pgstore.urls import engine_of, format_keys, open_store, parse_keys
+from support.sqlalchemy_labs import MariaDBLab
 from support.stores import KEYS, Browser, Lab, PostgresLab, SQLiteLab
 
 OLD, NEW = (b"o" * 32, b"o" * 16), (b"n" * 32, b"n" * 32)
@@ -68,7 +78,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-@pytest.fixture(params=["postgres", "sqlite"])
+@pytest.fixture(params=["postgres", "sqlite", "mariadb"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """Return an empty database of each kind."""
     lab: Lab
@@ -76,6 +86,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         dsn, schema = (request.getfixturevalue(name) for name in ("pg_dsn", "pg_schema"))
         lab = PostgresLab(dsn, schema)
         options = ["--dsn", dsn, "--db-schema", schema]
+    elif request.param == "mariadb":
+        lab = request.getfixturevalue("mariadb_lab")
+        options = ["--dsn", lab.url]
     else:
         lab = SQLiteLab(tmp_path / "sessions.db")
         options = ["--dsn", f"sqlite:///{tmp_path}/sessions.db"]
@@ -109,7 +122,10 @@ def test_three_slashes_are_a_relative_path_and_four_an_absolute_one(
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("mysql://me:sesame@host/db", "no store speaks mysql://.*postgresql://.*sqlite:///"),
+        ("mongodb://me:sesame@host/db", "no store speaks mongodb://.*postgresql://.*sqlite:///"),
+        ("mysql://me:sesame@host/db", r"MySQLdb is not installed: .*pgstore\[mysql\]"),
+        ("mysql+nobody://me:sesame@host/db", r"no dialect for mysql\+nobody://"),
+        ("mysql+pymysql://me:sesame@host:port/db", "no URL of SQLAlchemy's"),
         ("POSTGRESQL://me:sesame@host/db", "no store speaks POSTGRESQL://"),
         ("me:sesame@host/db", "given by a URL: postgresql://"),
         ("me:sesame@postgresql://", "given by a URL: postgresql://"),
@@ -127,6 +143,20 @@ def test_a_bad_url_is_explained_and_never_quoted(url: str, message: str) -> None
     with pytest.raises(ConfigurationError, match=message) as caught:
         open_store(url, *KEYS)
     assert "sesame" not in str(caught.value)
+
+
+def test_urls_of_sqlalchemys_make_its_store(mariadb_lab: MariaDBLab, pg_lab: PostgresLab) -> None:
+    of_pg = pg_lab.dsn.partition("://")[2]
+    for url, schema in (
+        (mariadb_lab.url, None),
+        (mariadb_lab.url.replace("mysql+", "mariadb+"), None),
+        (f"postgresql+psycopg://{of_pg}", pg_lab.schema),
+    ):
+        with open_store(url, *KEYS, db_schema=schema) as store:
+            assert type(store) is SQLAlchemyStore
+            with Browser().visit(store) as session:
+                session["a"] = 1
+    assert (len(mariadb_lab.rows()), len(pg_lab.rows())) == (2, 1)
 
 
 def test_sqlite_has_no_schemas(tmp_path: Path) -> None:
@@ -214,6 +244,9 @@ def test_what_print_writes_makes_the_table_that_check_wants(place: Place, run: R
     if isinstance(place.lab, PostgresLab):
         with psycopg.connect(place.lab.dsn, autocommit=True) as connection:
             connection.execute(printed.out)  # type: ignore[call-overload]
+    elif isinstance(place.lab, MariaDBLab):
+        for statement in statements(printed.out):
+            place.lab.execute(statement)
     else:
         assert isinstance(place.lab, SQLiteLab)
         with closing(sqlite3.connect(place.lab.path)) as connection:
@@ -229,6 +262,9 @@ def test_grants_are_printed_for_a_role(run: Run) -> None:
     assert 'GRANT SELECT, INSERT, DELETE ON "web"."sessions" TO "shop_app";' in done.out
     assert 'GRANT USAGE ON SCHEMA "web" TO "shop_app";' in done.out
     assert "USAGE" not in run("schema", "grants", "--role", "shop_app").out
+    for options in (["--engine", "mysql"], ["--dsn", "mariadb+pymysql://host/shop"]):
+        done = run("schema", "grants", "--role", "shop_app", *options)
+        assert "ON `http_sessions` TO `shop_app`;" in done.out
 
 
 @pytest.mark.parametrize(
@@ -238,6 +274,7 @@ def test_grants_are_printed_for_a_role(run: Run) -> None:
         (["--role", 'x"; DROP TABLE y'], "cannot be the role"),
         (["--role", "app", "--table", "a.b"], "cannot be the table"),
         (["--role", "app", "--db-schema", "a b"], "cannot be the schema"),
+        (["--role", "app", "--dsn", "sqlite:///a.db"], "SQLite has no roles"),
     ],
 )
 def test_grants_that_cannot_be_printed(run: Run, arguments: list[str], message: str) -> None:
@@ -257,6 +294,7 @@ def test_print_needs_the_engine_and_no_database(run: Run, monkeypatch: pytest.Mo
     for engine, dsn, its_own in (
         ("postgres", DOWN, "timestamptz"),
         ("sqlite", "sqlite:////no/such/folder/a.db", "PRAGMA"),
+        ("mysql", "mysql+pymysql://me:sesame@127.0.0.1:1/db", "DATETIME(6)"),
     ):
         by_name = run("schema", "print", "--engine", engine)
         assert by_name.code == 0
@@ -344,6 +382,55 @@ def test_cleanup_without_its_table_ends_at_once(place: Place, run: Run) -> None:
     done = run("cleanup", *place.options)
     assert (done.code, done.out) == (1, "")
     assert "schema apply" in done.err
+
+
+# -- sessions ------------------------------------------------------------------------------------
+
+
+def sign_in(place: Place, user: str, **client: str) -> str:
+    with Browser(**client).visit(place.store()) as session:
+        session.login(user)
+        session.meta["device"] = "phone\x1b[31m"
+    return session.handle
+
+
+def test_a_users_sessions_are_listed(place: Place, run: Run) -> None:
+    """One line for each, the newest first, with nothing in it that steers a terminal."""
+    agent = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
+    old = sign_in(place, "alice", agent=agent)
+    place.lab.pass_time(3600)
+    new = sign_in(place, "alice", address="2001:db8::1", agent="Something\x1b[2J/1")
+    sign_in(place, "Alice")
+    place.lab.set(ip="10.0.0.1\x1b[2J")
+    done = run("sessions", "list", "alice", *place.options)
+    assert (done.code, done.err) == (0, "")
+    title, first, second = done.out.splitlines()
+    assert title.split("  ")[0] == "HANDLE"
+    line = r"{}(  [\d-]{{10}} \d\d:\d\d){{3}}  10\.0\.0\.1\?\[2J  {} +device=phone\?\[31m"
+    assert re.fullmatch(line.format(new, r"Something\[2J/1"), first)
+    assert re.fullmatch(line.format(old, "Firefox on Linux"), second)
+    (title,) = run("sessions", "list", "bob", *place.options).out.splitlines()
+    assert title.startswith("HANDLE")
+
+
+def test_a_session_is_revoked_by_its_handle(place: Place, run: Run) -> None:
+    """The exit code tells whether there was one."""
+    handle, other = sign_in(place, "alice"), sign_in(place, "alice")
+    codes = [run("sessions", "revoke", "--handle", handle, *place.options).code for _ in range(2)]
+    assert codes == [0, 1]
+    assert [one.handle for one in place.store().sessions_of("alice")] == [other]
+
+
+def test_a_users_sessions_are_revoked(place: Place, run: Run) -> None:
+    """All of them; and it is no error when there are none."""
+    for user in ("alice", "alice", "Alice"):
+        sign_in(place, user)
+    for expected in (2, 0):
+        done = run("sessions", "revoke", "--user", "alice", *place.options)
+        assert (done.code, done.out) == (0, f"revoked {expected}\n")
+    assert len(place.lab.rows()) == 1
+    assert run("sessions", "revoke", "--user", "", *place.options).code == 2
+    assert run("sessions", "revoke", *place.options).code == 2
 
 
 # -- reseal ----------------------------------------------------------------------------------------

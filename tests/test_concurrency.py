@@ -78,6 +78,24 @@ def test_changes_in_place_count(lab: Lab, known: Browser) -> None:
     assert values(lab, known) == {"n": 10, "a": [{"deep": [1, 2]}], "b": [{"deep": [1, 3]}]}
 
 
+def test_none_is_a_value(lab: Lab, known: Browser) -> None:
+    """A key that is set to None is stored so, on top of another request's change and of a save of
+    its own, too.
+    """
+    store = lab.store()
+    first, second = Visit(known, store), Visit(known, store)
+    first.session["a"] = 1
+    second.session["n"] = None
+    first.save()
+    second.save()
+    assert values(lab, known) == {"n": None, "a": 1}
+    second.session["n"] = 11
+    second.save()
+    second.session["n"] = None
+    second.save()
+    assert values(lab, known) == {"n": None, "a": 1}
+
+
 def test_a_handlers_objects_stay_its_own(lab: Lab, known: Browser) -> None:
     """After a save that merged, objects that the handler still holds can be changed and saved
     again.

@@ -128,22 +128,31 @@ def test_values_come_back_with_their_types(site: FlaskSite, browser: FlaskClient
 
 def test_new_modified_and_accessed(site: FlaskSite, browser: FlaskClient) -> None:
     """They tell whether the session has a row yet, was assigned to, and was used at all."""
+    opened: list[FlaskSession] = []
 
-    def state() -> tuple[bool, bool, bool]:
-        found = flask.globals.request_ctx._session
-        assert isinstance(found, FlaskSession)
-        seen = found.modified, found.accessed
-        return found.new, *seen
+    class Keeping(FlaskSessions):
+        def open_session(self, app: flask.Flask, request: flask.Request) -> FlaskSession | None:
+            found = super().open_session(app, request)
+            assert found is not None
+            opened.append(found)
+            return found
 
-    seen = []
-    for use in (lambda: None, lambda: session.get("x"), put(x=1), lambda: session["x"]):
-        site.visit(browser, do(use, lambda: seen.append(state())))
-    assert seen == [
-        (True, False, False),
-        (True, False, True),
-        (True, True, True),
-        (False, False, True),
-    ]
+    Keeping(site.app, site.sessions.store)
+
+    for use, expected in [
+        (lambda: None, (False, False, True)),
+        (lambda: session.get("x"), (False, True, True)),
+        (put(x=1), (True, True, True)),
+        (lambda: session["x"], (False, True, False)),
+    ]:
+        states = []
+
+        def look(states: Any = states) -> None:
+            found = opened[-1]
+            states.append((found.modified, found.accessed, found.new))
+
+        site.visit(browser, do(use, look))
+        assert states == [expected]
 
 
 def test_what_says_modified(site: FlaskSite, browser: FlaskClient) -> None:
@@ -353,6 +362,20 @@ def test_refresh_each_request(lab: Lab, site: FlaskSite, browser: FlaskClient) -
         assert (lab.row()["seen_on"] != before) == slides
         response = site.visit(browser, put(x=uuid.uuid4()))
         assert ("Set-Cookie" in response.headers) == (not slides)
+
+
+def test_no_refresh_but_a_new_secret(lab: Lab) -> None:
+    """Without SESSION_REFRESH_EACH_REQUEST, too, a renewed secret reaches parallel requests."""
+    store = lab.store(rotate_every=3600, touch_interval=0)
+    site = FlaskSite(store, SESSION_REFRESH_EACH_REQUEST=False)
+    browser = site.browser()
+    site.visit(browser, put(x=1, _permanent=True))
+    lab.pass_time(3600)
+    parallel = copy_of(site, browser)
+    for each in (browser, parallel):
+        assert "Set-Cookie" in site.visit(each, shown).headers
+        assert "Set-Cookie" not in site.visit(each, shown).headers
+    assert site.visit(parallel, lambda: session.handle).text == lab_handle(lab, site)
 
 
 # -- the cookie
@@ -802,6 +825,13 @@ def test_the_same_session_as_the_stores(lab: Lab, site: FlaskSite, browser: Flas
     response = site.visit(browser, only_the_store)
     assert response.headers["Vary"] == "Cookie"
     assert site.visit(browser, shown).text == "{'x': 2}"
+
+    def with_options_of_its_own() -> None:
+        store.get(flask.request, "session").options.max_age = 60
+        session["x"] += 1
+
+    site.visit(browser, with_options_of_its_own)
+    assert lab.row()["max_age"] == 60
     site.visit(browser, lambda: store.get(flask.request, "session").clear())
     assert (lab.rows(), cookie_of(browser)) == ([], None)
 
@@ -899,11 +929,14 @@ def test_login_and_logout(lab: Lab, site: FlaskSite, browser: FlaskClient) -> No
     assert (lab.rows(), cookie_of(browser)) == ([], None)
 
 
-def test_after_logout(lab: Lab, site: FlaskSite, browser: FlaskClient) -> None:
+@pytest.mark.parametrize(
+    "end", [lambda: session.logout(), lambda: session.pgstore.delete()], ids=["logout", "delete"]
+)
+def test_after_logout(lab: Lab, site: FlaskSite, browser: FlaskClient, end: Any) -> None:
     """What is said after signing out is in a new session, with the app's lifetime."""
     site.visit(browser, lambda: session.login("alice"))
     handle = lab_handle(lab, site)
-    site.visit(browser, do(lambda: session.logout(), lambda: flask.flash("Bye")))
+    site.visit(browser, do(end, lambda: flask.flash("Bye")))
     assert lab_handle(lab, site) != handle
     assert seconds_left(lab) == MONTH + TOUCH
     assert site.visit(browser, shown).text == "{'_flashes': [('message', 'Bye')]}"

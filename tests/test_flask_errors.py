@@ -224,10 +224,15 @@ def test_what_the_view_had_opened_is_closed(site: FlaskSite, backend: Failing) -
         response.call_on_close(lambda: closed.append("on close"))
         return response
 
-    site.app.register_error_handler(BackendError, lambda error: flask.Response(Stream("answer")))
+    @site.app.errorhandler(BackendError)
+    def handler(error: BackendError) -> flask.Response:
+        response = flask.Response(Stream("answer"))
+        response.call_on_close(lambda: closed.append("on close of the answer"))
+        return response
+
     with site.visit(site.browser(), view) as response:
         assert response.text == "answer"
-    assert set(closed) == {"view", "answer", "on close"}
+    assert set(closed) == {"view", "on close", "answer", "on close of the answer"}
 
 
 def test_the_storage_is_asked_once(site: FlaskSite, backend: Failing) -> None:

@@ -131,6 +131,34 @@ def test_a_browser_session_cookie(lab: Lab, browser: Browser) -> None:
     assert visit.session.expires_on - visit.session.created_on == timedelta(seconds=DAY + 300)
 
 
+def test_a_cookie_that_is_not_persistent(lab: Lab, browser: Browser) -> None:
+    """It sends neither Max-Age nor Expires, and its row lives for ``max_age`` all the same."""
+    store = lab.store(options=Options(max_age=HOUR, persistent=False))
+    visit = Visit(browser, store)
+    visit.session["x"] = 1
+    cookie = visit.save()["Set-Cookie"]
+    assert "Max-Age" not in cookie
+    assert "Expires" not in cookie
+    assert visit.session.expires_on - visit.session.created_on == timedelta(seconds=HOUR + 300)
+
+
+def test_a_cookie_is_sent_again_when_asked(lab: Lab, browser: Browser) -> None:
+    """`send_cookie` sends it once, with the options of the request, and nothing is written."""
+    store = lab.store()
+    with browser.visit(store) as session:
+        session["x"] = 1
+    before = lab.row()
+    visit = Visit(browser, store)
+    visit.session.options.persistent = False
+    visit.session.send_cookie()
+    assert "Max-Age" not in visit.save()["Set-Cookie"]
+    assert "Set-Cookie" not in Visit(browser, store).save()
+    assert lab.row() == before
+    new = Visit(Browser(), store)
+    new.session.send_cookie()
+    assert "Set-Cookie" not in new.save()
+
+
 def test_the_cookie_never_outlives_its_row(lab: Lab, browser: Browser) -> None:
     """Max-Age is what the row has left: max_age and a touch interval, or less by its lifetime."""
     store = lab.store(lifetime=HOUR, touch_interval=0)

@@ -29,6 +29,7 @@ def test_the_defaults_are_the_safe_ones() -> None:
         http_only=True,
         same_site="Lax",
         partitioned=False,
+        persistent=True,
     )
 
 
@@ -65,6 +66,7 @@ def test_the_defaults_are_the_safe_ones() -> None:
         {"same_site": ""},
         {"same_site": True},
         {"partitioned": 1},
+        {"persistent": 0},
     ],
     ids=str,
 )
@@ -131,6 +133,7 @@ def test_every_violation_is_reported_together() -> None:
             http_only=None,
             same_site="None",
             partitioned=True,
+            persistent="yes",
         )
     subjects = [problem.split()[0] for problem in str(caught.value).split("; ")]
     assert subjects == [
@@ -142,6 +145,7 @@ def test_every_violation_is_reported_together() -> None:
         "http_only",
         "same_site='None'",
         "partitioned",
+        "persistent",
     ]
 
 
@@ -196,6 +200,7 @@ def test_thawing_and_freezing_keep_everything() -> None:
         http_only=False,
         same_site="None",
         partitioned=True,
+        persistent=False,
     )
     assert options.thaw().freeze() == options
 

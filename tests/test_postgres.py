@@ -9,18 +9,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import psycopg_pool
 import pytest
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgstore import BackendError, ConfigurationError, Options, PGStore, SchemaError
-from pgstore.backends import postgres
+from pgstore.backends import postgres, postgres_pool
 from pgstore.backends.postgres import PostgresBackend, schema_sql
 from pgstore.backends.postgres_pool import BorrowedPool, OwnPool
+from pgstore.backends.postgres_wire import Wire
 from pgstore.embedded import PostgresServer, temporary
 from pgstore.sql import Step, grants
 from support.fault_proxy import FaultProxy
@@ -457,7 +459,7 @@ def test_the_pool_is_made_on_first_use(pg_lab: PostgresLab) -> None:
     threads = threading.active_count()
     store = pg_lab.store()
     assert threading.active_count() == threads
-    assert store.backend._pool._pool is None  # type: ignore[attr-defined]
+    assert store.backend._pool._free == []  # type: ignore[attr-defined]
 
 
 def test_an_exhausted_pool(pg_lab: PostgresLab, browser: Browser) -> None:
@@ -468,6 +470,89 @@ def test_an_exhausted_pool(pg_lab: PostgresLab, browser: Browser) -> None:
     with store.backend.locked(b"x" * 16), pytest.raises(BackendError, match="pool_size=1"):
         Visit(browser, store)
     assert Visit(browser, store).session["x"] == 1
+
+
+def test_the_connection_used_last_is_used_next(pg_lab: PostgresLab) -> None:
+    """Requests one after another need one connection, however large the pool may be."""
+    store = pg_lab.store(pool_size=8)
+    for _ in range(20):
+        store.backend.load(b"x" * 16)
+    assert len(pool_of(store)._free) == pool_of(store)._open == 1
+
+
+def test_waiting_threads_are_served_in_their_order(pg_lab: PostgresLab) -> None:
+    """Who waits for a connection is not overtaken by who comes later."""
+    pool = pool_of(pg_lab.store(pool_size=1, pool_timeout=20.0))
+    wire, order, waiting = pool.get(), [], []
+
+    def wait(number: int) -> None:
+        mine = pool.get()
+        order.append(number)
+        pool.put(mine)
+
+    for number in range(5):
+        thread = threading.Thread(target=wait, args=(number,))
+        thread.start()
+        waiting.append(thread)
+        wait_until(lambda: pool._waiting == len(waiting))
+    pool.put(wire)
+    wait(99)
+    for thread in waiting:
+        thread.join(20)
+    assert order == [0, 1, 2, 3, 4, 99]
+
+
+def test_a_server_without_a_connection_to_spare(pg_lab: PostgresLab) -> None:
+    """Where no more can be opened, requests share those that are; without any, they say why."""
+    pg_lab.store()
+    role = f"few_{pg_lab.schema}"
+    pg_lab.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
+    pg_lab.execute(f"GRANT USAGE ON SCHEMA {pg_lab.schema} TO {role}")
+    pg_lab.execute(f"GRANT ALL ON http_sessions TO {role}")
+    dsn = make_conninfo(pg_lab.dsn, user=role)
+    pool = OwnPool(dsn, size=4, statement_timeout=5.0, pool_timeout=20.0)
+    wire, got = pool.get(), []
+    thread = threading.Thread(target=lambda: got.append(pool.get()))
+    thread.start()
+    wait_until(lambda: pool._waiting == 1)
+    pool.put(wire)
+    thread.join(20)
+    assert got == [wire]
+    other = OwnPool(dsn, size=4, statement_timeout=5.0, pool_timeout=20.0)
+    with pytest.raises(BackendError, match="too many connections"):
+        other.get()
+    pool.put(wire)
+    pool.close()
+
+
+def test_connections_grow_old(pg_lab: PostgresLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that rests for ten minutes is closed, and so is one that is an hour old."""
+    pool = pool_of(pg_lab.store(pool_size=3))
+    wires = [pool.get() for _ in range(3)]
+    for wire in wires:
+        pool.put(wire)
+    now = time.monotonic()
+    monkeypatch.setattr(postgres_pool.time, "monotonic", lambda: now + 601)
+    pool.put(pool.get())
+    pool.put(pool.get())
+    assert [wire.connection.closed for wire in wires] == [True, True, False]
+    monkeypatch.setattr(postgres_pool.time, "monotonic", lambda: now + 3601)
+    pool.put(pool.get())
+    assert wires[2].connection.closed
+    assert (pool._free, pool._open) == ([], 0)
+
+
+def test_the_time_to_connect(pg_lab: PostgresLab) -> None:
+    """All hosts together may take as long as a wait for a connection, and the DSN has its way."""
+    for given, timeout, expected in (
+        ("host=a", 5.0, "5"),
+        ("host=a", 60.0, "5"),
+        ("host=a,b", 8.0, "4"),
+        ("host=a,b", 1.0, "2"),
+        ("host=a connect_timeout=30", 1.0, "30"),
+    ):
+        pool = OwnPool(given, size=1, statement_timeout=1.0, pool_timeout=timeout)
+        assert conninfo_to_dict(pool._conninfo)["connect_timeout"] == expected
 
 
 def test_connections_end_with_the_store(pg_lab: PostgresLab, browser: Browser) -> None:
@@ -652,7 +737,7 @@ def test_one_process_sweeps_at_a_time(pg_lab: PostgresLab) -> None:
     assert isinstance(backend, PostgresBackend)
     with backend._transaction() as leader:
         number = postgres._lock_number("sweep", backend._names)
-        leader._run(backend._sql.lead, postgres._int8(number))
+        leader._run(backend._sql.lead, [postgres._int8(number)])
         assert backend.sweep(10, 0.0) is None
         assert store.delete_expired() == 0
     assert backend.sweep(10, 0.0) == []
@@ -737,7 +822,7 @@ def test_many_connections_that_the_server_ended(
     with browser.visit(store) as session:
         session["x"] = 0
     if not noticed:
-        monkeypatch.setattr("pgstore.backends.postgres_pool.is_alive", lambda connection: True)
+        monkeypatch.setattr(Wire, "is_alive", lambda wire: True)
     pool = store.backend._pool  # type: ignore[attr-defined]
     for number in range(1, 4):
         wires = [pool.get() for _ in range(8)]
@@ -760,14 +845,15 @@ def test_an_interrupt_while_a_connection_is_taken(
     store = pg_lab.store(pool_size=1, pool_timeout=2.0)
     store.backend.load(b"x" * 16)
 
-    def interrupted(connection: Any) -> bool:
+    def interrupted(wire: Wire) -> bool:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pgstore.backends.postgres_pool.is_alive", interrupted)
+        patch.setattr(Wire, "is_alive", interrupted)
         for _ in range(3):
+            store.backend.load(b"x" * 16)  # may be run again, and needs no look
             with pytest.raises(KeyboardInterrupt):
-                store.backend.load(b"x" * 16)
+                store.backend.delete(b"x" * 16)
     assert store.backend.load(b"x" * 16) is None
 
 
@@ -971,3 +1057,16 @@ def test_every_version_of_postgresql(postgres: PostgresServers) -> None:
             for _, act, _ in steps(store, lab):
                 act()
             assert os.path.exists(server.log_path)
+
+
+def pool_of(store: PGStore) -> OwnPool:
+    pool = store.backend._pool  # type: ignore[attr-defined]
+    assert isinstance(pool, OwnPool)
+    return pool
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < 20
+        time.sleep(0.001)

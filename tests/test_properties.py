@@ -1,10 +1,11 @@
-"""Properties over all inputs: exact round trips through every backend, and a model of a session's
-life.
+"""Properties over all inputs: exact round trips through every backend, models of a session's life
+and of requests that overlap.
 """
 
 from __future__ import annotations
 
-from copy import copy
+from copy import copy, deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,10 +20,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from markupsafe import Markup
 
-from pgstore import SessionGone, Store
+from pgstore import BackendError, SessionGone, Store, TypedSerializer, merge
+from pgstore.session import Session
 from support.stores import Browser, Lab, MemoryLab, Visit
-from support.strategies import exactly_equal, hashable_values, session_values
+from support.strategies import exactly_equal, hashable_values, portrait, session_values
 
 # The lab is made once for all examples of a test: each example has a browser of its own.
 shared = settings(
@@ -189,6 +192,176 @@ def test_a_sessions_life(lab: Lab) -> None:
         machine,
         settings=settings(
             max_examples=60,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@dataclass(unsafe_hash=True)
+class Point:
+    """A type of the application's own."""
+
+    x: int
+
+
+@dataclass
+class Request:
+    """A request under way, and the values that it was given, or has last saved."""
+
+    visit: Visit
+    base: dict[str, Any]
+
+
+# Equal values of different types, of which every use is the same object; and some that can change
+# in place, of which each use is another. None may be taken for an absent value.
+CONSTANTS = [False, 0, 0.0, -0.0, "", b"", True, 1, 1.0, float("nan"), "a", b"a", Markup("a")]
+MAKERS = [list, lambda: [1, [2]], lambda: (1,), dict, lambda: {1: {"x"}}, lambda: Point(1)]
+VALUES = st.none() | st.sampled_from(CONSTANTS) | st.sampled_from(MAKERS).map(lambda make: make())
+NAMES = st.sampled_from(["a", "b"])
+LOST = st.sampled_from(["nothing", "answer", "statement"])
+
+
+class Races(RuleBasedStateMachine):
+    """Requests of one session that overlap, each saved as often as it likes, beside a plain dict.
+
+    What a save applies to what is stored is what the request has changed since it was loaded, or
+    last saved; hits are counted. The answer to a write may be lost, done or not.
+    """
+
+    lab: Lab
+    requests = Bundle("requests")
+
+    def __init__(self) -> None:
+        super().__init__()
+        serializer = TypedSerializer()
+        serializer.register(Point, "point", dump=lambda point: point.x, load=Point)
+        self.store: Store = self.lab.store(
+            merge={"hits": merge.add}, serializer=serializer, max_length=0, pool_size=1
+        )
+        self.browser = Browser()
+        with self.browser.visit(self.store) as session:
+            session.login("alice")  # an empty session of hers is not deleted
+        self.stored: dict[str, Any] = {}
+
+    @rule(target=requests)
+    def begin(self) -> Request:
+        return Request(Visit(copy(self.browser), self.store), deepcopy(self.stored))
+
+    @rule(request=requests, values=st.dictionaries(NAMES, VALUES, min_size=1), lost=LOST)
+    def put_and_save(self, request: Request, values: dict[str, Any], lost: str) -> None:
+        request.visit.session.values.update(deepcopy(values))
+        self.save(request, lost)
+
+    @rule(request=requests, key=NAMES)
+    def put_back(self, request: Request, key: str) -> None:
+        if key in request.base:
+            request.visit.session[key] = deepcopy(request.base[key])
+
+    @rule(request=requests, key=NAMES, number=NUMBERS)
+    def change_in_place(self, request: Request, key: str, number: int) -> None:
+        match request.visit.session.get(key):
+            case list() as items:
+                items.append(number)
+            case dict() as mapping:
+                mapping[number] = number
+            case Point() as point:
+                point.x = number
+
+    @rule(request=requests, key=NAMES)
+    def remove(self, request: Request, key: str) -> None:
+        request.visit.session.pop(key, None)
+
+    @rule(request=requests, number=NUMBERS)
+    def count(self, request: Request, number: int) -> None:
+        request.visit.session["hits"] = request.visit.session.get("hits", 0) + number
+
+    @rule(request=requests)
+    def clear(self, request: Request) -> None:
+        request.visit.session.clear()
+
+    @rule(request=requests, place=NAMES)
+    def change_metadata(self, request: Request, place: str) -> None:
+        request.visit.session.meta["place"] = place
+
+    @rule(request=requests, lost=LOST)
+    def save(self, request: Request, lost: str) -> None:
+        session, base = request.visit.session, request.base
+        ours, stored = deepcopy(session.values), deepcopy(self.stored)
+        before, after = exact(base), exact(ours)
+        changed = {key for key in base | ours if before.get(key) != after.get(key)}
+        for key in changed:
+            if key not in ours:
+                stored.pop(key, None)
+            elif key == "hits":
+                stored[key] = stored.get(key, 0) + ours[key] - base.get(key, 0)
+            else:
+                stored[key] = deepcopy(ours[key])
+        version = version_of(session)
+        self.lose(lost)
+        try:
+            request.visit.save()
+        except BackendError as error:
+            # Another request's write may have come after this one, and a hit must not count twice.
+            newest = version_of(Visit(self.browser, self.store).session)
+            if not (error.outcome_unknown and "hits" in changed and newest != version):
+                raise
+            return
+        finally:
+            vars(self.store.backend).pop("update", None)
+        self.stored = stored
+        if changed or exact(session.values) != after:
+            assert exact(session.values) == exact(stored)
+            request.base = deepcopy(stored)
+
+    @rule()
+    def pass_time(self) -> None:
+        """Make a visit due to be stamped."""
+        self.lab.pass_time(400)
+
+    @invariant()
+    def holds_what_the_model_holds(self) -> None:
+        assert exact(Visit(self.browser, self.store).session.values) == exact(self.stored)
+
+    def lose(self, what: str) -> None:
+        """Lose the next update, or the answer to it."""
+        backend = self.store.backend
+        update = backend.update
+
+        def lossy(*args: Any, **more: Any) -> None:
+            del vars(backend)["update"]
+            if what == "answer":
+                update(*args, **more)
+            raise BackendError("lost", outcome_unknown=True)
+
+        if what != "nothing":
+            vars(backend)["update"] = lossy
+
+    def teardown(self) -> None:
+        for row in self.store.backend.scan(None, 100):
+            self.store.backend.delete(row.key)
+        self.store.close()
+
+
+def version_of(session: Session) -> int:
+    assert session._base is not None
+    return session._base.row.version
+
+
+def exact(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what is compared: every detail, but the order of the keys."""
+    return {key: portrait(value) for key, value in values.items()}
+
+
+@pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
+def test_overlapping_requests(lab: Lab) -> None:
+    """Whatever overlapping requests change and save, in any order, each change counts once."""
+    machine = type("Races", (Races,), {"lab": lab})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=100,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

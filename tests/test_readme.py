@@ -15,7 +15,11 @@ from support.stores import KEYS, PostgresLab
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+EXAMPLES = [block for block in _BLOCKS if "import Flask" not in block]
+(FLASK_EXAMPLE,) = set(_BLOCKS) - set(EXAMPLES)
+# Of a link, and of a picture.
+_TARGET = r"""(?:\]\(|src(?:set)?=")([^)"#:]+)[)"]"""
 
 
 @pytest.fixture
@@ -40,17 +44,74 @@ def test_the_handler(handler: dict[str, Any], pg_lab: PostgresLab) -> None:
     assert len(pg_lab.rows()) == 2
 
 
+def test_the_middleware(handler: dict[str, Any], pg_lab: PostgresLab) -> None:
+    """The second example is a WSGI application that counts visits, too."""
+    exec(compile(EXAMPLES[1], "README.md", "exec"), handler)
+    client = Client(handler["hello"])
+    assert [client.get("/").text for _ in range(2)] == ["visit number 1\n", "visit number 2\n"]
+    assert len(pg_lab.rows()) == 1
+
+
 def test_the_other_examples(handler: dict[str, Any], pg_lab: PostgresLab) -> None:
     """The other examples run as they are printed, with the names of the text."""
     request: dict[str, Any] = {"wsgi.url_scheme": "http"}
     response = Headers()
     names = handler | {"request": request, "response": response, "handle": "A" * 22}
+    names["new_hash"] = "…"
+    pg_lab.execute("CREATE TABLE accounts (name text, password text)")
+    pg_lab.execute("CREATE TABLE audit (name text, what text)")
     for example in EXAMPLES[1:]:
         exec(compile(example, "README.md", "exec"), names)
         if names["store"] not in pg_lab._stores:
             pg_lab._stores.append(names["store"])
     assert "session=;" in response["Set-Cookie"]
+    with pg_lab.connect() as connection:
+        audit = connection.execute("SELECT * FROM audit").fetchall()
+    assert audit == [("alice", "password changed")]
     assert pg_lab.rows() == []
+
+
+def test_the_flask_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Flask example is, in under 40 lines, a login with a device list that signs out."""
+    assert len(FLASK_EXAMPLE.splitlines()) < 40
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PGSTORE_DSN", raising=False)
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(FLASK_EXAMPLE, "README.md", "exec"), names)
+    app, sessions = names["app"], names["sessions"]
+    here, there, other = (app.test_client() for _ in range(3))
+    agents = [
+        "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+        "curl/8",
+        "x",
+    ]
+
+    def handles(page: str) -> list[str]:
+        return re.findall(r'value="([\w-]{22})"', page)
+
+    try:
+        assert handles(here.get("/").text) == []
+        for client, user, agent in zip(
+            (here, there, other), ("alice", "alice", "bob"), agents, strict=True
+        ):
+            client.post("/sign-in", data={"user": user}, headers={"User-Agent": agent})
+        page = there.get("/").text
+        assert "Welcome." in page
+        assert "Welcome." not in there.get("/").text
+        assert "Firefox on Linux, 127.0.0.1" in page
+        assert page.count("(this one)") == 1
+        mine, theirs = handles(page)
+        assert other.post("/sign-out", data={"handle": mine}).status_code == 403
+        assert there.post("/sign-out", data={"handle": theirs}).status_code == 302
+        assert handles(here.get("/").text) == []
+        assert handles(there.get("/").text) == [mine]
+        assert here.post("/sign-out", data={"handle": mine}).status_code == 302
+        there.post("/sign-out", data={"handle": mine})
+        assert handles(there.get("/").text) == []
+        assert len(handles(other.get("/").text)) == 1
+    finally:
+        with app.app_context():
+            sessions.store.close()
 
 
 def test_the_two_commands() -> None:
@@ -64,5 +125,5 @@ def test_the_two_commands() -> None:
 def test_links_lead_somewhere() -> None:
     """Every relative link in README and docs names a file that exists."""
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
+        for target in re.findall(_TARGET, page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -499,6 +499,7 @@ def cycle_through_a_registered_type() -> Any:
     return money
 
 
+@pytest.mark.parametrize("known", [None, b"\xc0"], ids=["new", "known"])
 @pytest.mark.parametrize(
     ("value", "path"),
     [
@@ -507,11 +508,29 @@ def cycle_through_a_registered_type() -> Any:
         (cycle_through_a_registered_type(), "value.money[0][0]"),
     ],
 )
-def test_a_cycle_is_refused(serializer: TypedSerializer, value: Any, path: str) -> None:
+def test_a_cycle_is_refused(
+    serializer: TypedSerializer, value: Any, path: str, known: bytes | None
+) -> None:
     """A value that contains itself is named, and neither hangs nor overflows the stack."""
     with pytest.raises(SerializationError, match="contains itself") as caught:
-        serializer.dumps(value)
+        serializer.dumps(value, known=known)
     assert caught.value.path == path
+
+
+@given(session_values(), session_values())
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+def test_known_bytes_change_nothing(before: Any, value: Any) -> None:
+    """Whatever a value was, its bytes are those that it has now."""
+    serializer = TypedSerializer()
+    assert serializer.dumps(value, known=serializer.dumps(before)) == serializer.dumps(value)
+    assert serializer.dumps(value, known=serializer.dumps(value)) == serializer.dumps(value)
+
+
+@pytest.mark.parametrize("value", [bytearray(b"x"), [object()], {"a": {1, 2.5, object()}}])
+def test_what_cannot_be_carried_has_no_known_bytes(plain: TypedSerializer, value: Any) -> None:
+    """A value that changed into one of another type is refused as ever."""
+    with pytest.raises(SerializationError):
+        plain.dumps(value, known=plain.dumps("before"))
 
 
 def test_the_same_value_twice_is_no_cycle(plain: TypedSerializer) -> None:

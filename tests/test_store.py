@@ -546,6 +546,21 @@ def test_registry_saves_every_session(browser: Browser) -> None:
     ]
 
 
+def test_a_session_that_a_callback_gets(browser: Browser) -> None:
+    """A callback may get another session of the request while the registry saves."""
+    store = MemoryStore(*KEYS)
+    environ, headers = browser.environ(), Headers()
+    for name in "ab":
+        store.get(environ, name)["x"] = 1
+    Registry.of(environ).save(headers)
+    store.on_deletion(lambda row, reason: store.get(environ, "c"))
+    store.get(environ, "a").delete()
+    store.get(environ, "b")["x"] = 2
+    Registry.of(environ).save(headers)
+    browser.receive(headers)
+    assert [Visit(browser, store, name).session.values for name in "ab"] == [{}, {"x": 2}]
+
+
 def test_old_key_pairs(lab: Lab, browser: Browser) -> None:
     """A session made with an old pair is read, and its next save reseals the row and re-signs the
     cookie.

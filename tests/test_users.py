@@ -292,6 +292,26 @@ def test_logins_at_once_settle_at_the_limit(lab: Lab) -> None:
         lab.store().revoke_user("alice")
 
 
+def test_logins_at_once_and_a_revocation(lab: Lab) -> None:
+    """Whoever is first, nobody fails, and what is left is within the limit."""
+    store = lab.store(max_sessions_per_user=2)
+    for _ in range(5):
+        barrier = threading.Barrier(5)
+
+        def act(number: int, barrier: threading.Barrier = barrier) -> None:
+            visit = Visit(Browser(), store)
+            visit.session.login("alice")
+            barrier.wait(10)
+            if number:
+                visit.save()
+            else:
+                store.revoke_user("alice")
+
+        with ThreadPoolExecutor(5) as threads:
+            list(threads.map(act, range(5)))
+        assert len(store.sessions_of("alice")) <= 2
+
+
 def test_a_slow_request_of_an_evicted_session(lab: Lab) -> None:
     """What was loaded before the eviction is not saved after it, and sends no cookie."""
     store = lab.store(max_sessions_per_user=1)

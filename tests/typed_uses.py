@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, assert_type
 
+import flask
 import psycopg
 from psycopg_pool import ConnectionPool
 from werkzeug.datastructures import Headers
@@ -45,13 +46,17 @@ from pgstore import (
 )
 from pgstore.backends.memory import MemoryBackend
 from pgstore.cleanup import SweepResult
+from pgstore.ext.flask import FlaskSession, FlaskSessions, login_required
+from pgstore.ext.flask import session as flask_session
+from pgstore.ext.wsgi import SessionMiddleware
+from pgstore.ext.wsgi import login_required as login_required_wsgi
 from pgstore.merge import MISSING, MergeFunction
 from pgstore.options import SessionOptions
 from pgstore.rows import Loaded
 from pgstore.serializers import Serializer
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 HASH_KEY, BLOCK_KEY = generate_random_key(), generate_random_key(32)
 
@@ -90,6 +95,8 @@ def make_stores(pool: ConnectionPool[psycopg.Connection[Any]]) -> Sequence[Store
             codecs=codecs_from_pairs(HASH_KEY, max_age=0),
             schema="check",
             save_deadline=timedelta(seconds=5),
+            max_sessions_per_user=3,
+            bind=("ip", "agent"),
         ),
     ]
 
@@ -114,6 +121,7 @@ def mistakes() -> None:
     PGStore("dbname=app", HASH_KEY, pooler="session")  # type: ignore[arg-type]
     Store(MemoryBackend(), HASH_KEY, schema="create")  # type: ignore[arg-type]
     Store(MemoryBackend(), HASH_KEY, merge={"hits": sum})  # type: ignore[dict-item]
+    Store(MemoryBackend(), HASH_KEY, bind=("host",))  # type: ignore[arg-type]
     Store("dbname=app", HASH_KEY)  # type: ignore[arg-type]
     SecureCookie(None)  # type: ignore[arg-type]
 
@@ -138,8 +146,9 @@ def handler(store: Store, request: Request) -> Response:
 
 def devices(store: Store, request: Request) -> str:
     session = store.get(request, "session")
-    if session.user_key is None:
+    if session.user_key is None or not session.fresh(within=timedelta(minutes=5)):
         return ""
+    assert_type(store.fetch(session.handle, owner=session.user_key), UserSession | None)
     listed = store.sessions_of(session.user_key, current=session)
     assert_type(listed, list[UserSession])
     for one in listed:
@@ -148,6 +157,15 @@ def devices(store: Store, request: Request) -> str:
         assert_type(one.agent.browser, str | None)
         one.current = True  # type: ignore[misc]
     return ", ".join(f"{one.agent} {one.ip}" for one in listed)
+
+
+def change_password(
+    store: PGStore, connection: psycopg.Connection[Any], session: Session, response: Response
+) -> None:
+    with store.using(connection) as inside, connection.transaction():
+        assert_type(inside, PGStore)
+        inside.revoke_user("user-7", keep=session)
+        inside.save({}, response, session)
 
 
 def wsgi_app(
@@ -179,6 +197,8 @@ def what_a_session_says(session: Session) -> None:
     assert_type(len(session), int)
     del session["visits"]
     session.regenerate()
+    session.options.persistent = False
+    session.send_cookie()
     session.logout()
     session.delete()
     session.id = "mine"  # type: ignore[misc]
@@ -202,6 +222,45 @@ def saving(store: Store, request: Request, response: Response, session: Session)
         Registry.of(request).save(response)
     except* errors.PGStoreError as group:
         assert_type(group, ExceptionGroup[errors.PGStoreError])
+
+
+# -- Flask -----------------------------------------------------------------------------------------
+
+
+def flask_app(app: flask.Flask, store: Store) -> Sequence[FlaskSessions]:
+    sessions = FlaskSessions(app, store)
+    FlaskSessions().init_app(app)
+
+    @app.get("/")
+    @login_required(sessions)
+    def view(number: int) -> str:
+        return str(number)
+
+    @app.get("/async")
+    @login_required(store, reject=lambda: flask.redirect("/sign-in"))
+    async def async_view() -> flask.Response:
+        return flask.Response()
+
+    view("seven")  # type: ignore[arg-type]
+    assert_type(view(7), str)
+    assert_type(sessions.store, Store)
+    return [sessions, FlaskSessions(app), FlaskSessions(store)]
+
+
+def what_flask_session_says() -> None:
+    assert_type(flask_session, FlaskSession)
+    assert_type(flask_session["x"], Any)
+    assert_type(flask_session.new, bool)
+    assert_type(flask_session.permanent, bool)
+    assert_type(flask_session.user_key, str | None)
+    assert_type(flask_session.handle, str)
+    assert_type(flask_session.meta, dict[str, str])
+    assert_type(flask_session.options, SessionOptions)
+    assert_type(flask_session.pgstore, Session)
+    assert_type(flask_session.fresh(within=timedelta(minutes=5)), bool)
+    flask_session.login("alice")
+    flask_session.regenerate()
+    flask_session.logout()
 
 
 # -- cleanup ---------------------------------------------------------------------------------------
@@ -295,6 +354,17 @@ def stand_alone_cookies() -> None:
 def rows(row: PGSession) -> tuple[bytes, str | None, datetime | None]:
     row.version = 7  # type: ignore[misc]
     return row.key, row.user_key, row.expires_on
+
+
+def wrapped(app: WSGIApplication, reject: WSGIApplication, store: Store) -> WSGIApplication:
+    guard = login_required_wsgi(store, "sid", reject=reject)
+
+    @login_required_wsgi(store)
+    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return app(environ, start_response)
+
+    SessionMiddleware(app, store, save_on_error=1)  # type: ignore[arg-type]
+    return SessionMiddleware(guard(guarded), store, "sid", save_on_error=True)
 
 
 assert_type(pgstore.__version__, str)

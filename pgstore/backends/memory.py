@@ -6,13 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from ..errors import ConfigurationError
 from ..forks import in_forked_child
-from ..rows import Expiry, Loaded, PGSession, check_table, expiry_times
+from ..rows import Expiry, Loaded, PGSession, Stats, UserStats, check_table, expiry_times
 
 __all__ = ["MemoryBackend"]
 
@@ -48,8 +47,7 @@ class MemoryBackend:
             now = self._now()
             expires_on, gc_after = expiry_times(now, now, expiry)
             return self._store(
-                replace(
-                    row,
+                row.but(
                     created_on=now,
                     modified_on=now,
                     seen_on=now,
@@ -68,14 +66,14 @@ class MemoryBackend:
         *,
         login: bool = False,
         renew: bool = False,
+        data_only: bool = False,
     ) -> PGSession | None:
         with self._lock:
             now = self._now()
             old = self._live(row.key, now)
             if old is None or old.version != version:
                 return None
-            new = replace(
-                row,
+            new = row.but(
                 created_on=old.created_on,
                 modified_on=now,
                 seen_on=old.seen_on,
@@ -93,9 +91,7 @@ class MemoryBackend:
             if old is None or (old.generation, old.seen_on) != (row.generation, row.seen_on):
                 return None
             new = self._store(_seen(old, now, expiry))
-            return replace(
-                row, seen_on=new.seen_on, expires_on=new.expires_on, gc_after=new.gc_after
-            )
+            return row.but(seen_on=new.seen_on, expires_on=new.expires_on, gc_after=new.gc_after)
 
     def delete(
         self,
@@ -115,14 +111,14 @@ class MemoryBackend:
             ):
                 return None
             del self._rows[key]
-            return replace(row, data=b"")
+            return row.but(data=b"")
 
     def rewrite(self, row: PGSession, version: int) -> bool:
         with self._lock:
             old = self._live(row.key, self._now())
             if old is None or old.version != version:
                 return False
-            self._store(replace(old, data=row.data, version=row.version))
+            self._store(old.but(data=row.data, version=row.version))
             return True
 
     def scan(self, after: bytes | None, limit: int) -> list[PGSession]:
@@ -136,11 +132,21 @@ class MemoryBackend:
         with self._lock:
             now = self._now()
             rows = [
-                replace(_copy(row), data=b"")
+                _copy(row).but(data=b"")
                 for key, row in self._rows.items()
                 if row.user_key == user_key and self._live(key, now)
             ]
             return sorted(rows, key=_newness, reverse=True)
+
+    def users(self, after: str | None, limit: int) -> list[UserStats]:
+        with self._lock:
+            now = self._now()
+            seen: dict[str, list[datetime]] = {}
+            for key, row in self._rows.items():
+                if row.user_key is not None and row.seen_on and self._live(key, now):
+                    seen.setdefault(row.user_key, []).append(row.seen_on)
+        users = sorted(user for user in seen if after is None or user > after)
+        return [UserStats(user, len(seen[user]), max(seen[user])) for user in users[:limit]]
 
     def delete_of_user(
         self, user_key: str, *, keep: bytes | None = None, newest: int = 0
@@ -174,9 +180,16 @@ class MemoryBackend:
             with self._lock:
                 now = self._now()
                 dead = [key for key in self._rows if self._live(key, now) is None][:limit]
-                return [replace(self._rows.pop(key), data=b"") for key in dead]
+                return [self._rows.pop(key).but(data=b"") for key in dead]
         finally:
             self._sweeping.release()
+
+    def stats(self) -> Stats:
+        with self._lock:
+            now = self._now()
+            begun = [row.created_on for key, row in self._rows.items() if self._live(key, now)]
+            oldest = min((time for time in begun if time), default=None)
+            return Stats(len(begun), len(self._rows) - len(begun), None, oldest)
 
     def apply_schema(self) -> None:
         """Do nothing: there is no table."""
@@ -205,7 +218,7 @@ class MemoryBackend:
 
 def _seen(row: PGSession, now: datetime, expiry: Expiry) -> PGSession:
     expires_on, gc_after = expiry_times(now, row.authenticated_on or row.created_on or now, expiry)
-    return replace(row, seen_on=now, expires_on=expires_on, gc_after=gc_after)
+    return row.but(seen_on=now, expires_on=expires_on, gc_after=gc_after)
 
 
 def _newness(row: PGSession) -> tuple[object, bytes]:
@@ -214,4 +227,4 @@ def _newness(row: PGSession) -> tuple[object, bytes]:
 
 def _copy(row: PGSession) -> PGSession:
     # Nobody changes a stored row through the mapping that was given or handed out.
-    return replace(row, meta=dict(row.meta))
+    return row.but(meta=dict(row.meta))

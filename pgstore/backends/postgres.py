@@ -11,16 +11,17 @@ import copy
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from psycopg.pq.abc import PGresult
 
 from ..errors import BackendError, SchemaError
-from ..rows import Expiry, Loaded, PGSession, check_table, meta_of
+from ..rows import Expiry, Lazy, Loaded, PGSession, Stats, UserStats, check_table, meta_of
 from ..sql import Schema
 from .postgres_lent import Lent
 from .postgres_pool import Pool
@@ -94,7 +95,7 @@ class _Sql:
             UPDATE {table} SET seen_on = {_NOW}, expires_on = {end}, gc_after = {after}
             WHERE key = $1::bytea AND generation = $2::int4 AND seen_on = $3::timestamptz
                 AND {_LIVE}
-            RETURNING {_TIMES}""")
+            RETURNING seen_on, expires_on, gc_after""")
 
         self.delete = Statement(f"""
             DELETE FROM {table}
@@ -103,6 +104,11 @@ class _Sql:
                 AND ($3::int4 IS NULL OR min_generation <= $3)
                 AND ($4::text IS NULL OR user_key = $4)
             RETURNING {_WITHOUT_DATA}, {_TIMES}""")
+
+        self.update_data = Statement(f"""
+            UPDATE {table} SET data = $2::bytea, version = $3::int8, modified_on = {_NOW}
+            WHERE key = $1::bytea AND version = $4::int8 AND {_LIVE}
+            RETURNING modified_on""")
 
         self.rewrite = Statement(f"""
             UPDATE {table} SET data = $2::bytea, version = $3::int8
@@ -126,6 +132,16 @@ class _Sql:
                     ORDER BY key = $2 DESC, {newest} OFFSET $3::int8
                 )
             RETURNING {_WITHOUT_DATA}, {_TIMES}""")
+
+        self.users = Statement(f"""
+            SELECT user_key, count(*), max(seen_on) FROM {table}
+            WHERE user_key IS NOT NULL AND ($1::text IS NULL OR user_key > $1) AND {_LIVE}
+            GROUP BY user_key ORDER BY user_key LIMIT $2::int8""")
+        self.stats = Statement(f"""
+            SELECT count(*) FILTER (WHERE {_LIVE}), count(*) FILTER (WHERE NOT {_LIVE}),
+                pg_total_relation_size('{table}'::regclass),
+                min(created_on) FILTER (WHERE {_LIVE})
+            FROM {table}""")
 
         self.lock = Statement(f"SELECT 1 FROM {table} WHERE key = $1::bytea FOR UPDATE")
 
@@ -178,10 +194,10 @@ class PostgresBackend:
     # -- a request's verbs
 
     def load(self, key: bytes) -> Loaded | None:
-        result = self._run(self._sql.load, key, read=True)
+        result = self._run(self._sql.load, [key], read=True)
         if not result.ntuples:
             return None
-        return Loaded(_row(result, 0), _time(result.get_value(0, 21)))
+        return Loaded(_Row.of(result, 0), _time(result.get_value(0, 21)))
 
     def insert(self, row: PGSession, expiry: Expiry) -> PGSession | None:
         return self._write(self._sql.insert, row, *_intervals(expiry))
@@ -194,7 +210,16 @@ class PostgresBackend:
         *,
         login: bool = False,
         renew: bool = False,
+        data_only: bool = False,
     ) -> PGSession | None:
+        if data_only:
+            result = self._run(
+                self._sql.update_data,
+                [row.key, row.data, _int8(row.version), _int8(version)],
+            )
+            if not result.ntuples:
+                return None
+            return row.but(modified_on=_time(result.get_value(0, 0)))
         conditions = (_int8(version), _bool(login), _bool(renew))
         if expiry is None:
             return self._write(self._sql.update, row, *conditions)
@@ -204,13 +229,12 @@ class PostgresBackend:
         assert row.seen_on is not None
         seen = _int8((row.seen_on - _EPOCH) // _MICROSECOND)
         result = self._run(
-            self._sql.touch, row.key, _int4(row.generation), seen, *_intervals(expiry)
+            self._sql.touch, [row.key, _int4(row.generation), seen, *_intervals(expiry)]
         )
         if not result.ntuples:
             return None
-        times = _times(result, 0, 0)
-        moved = {name: times[name] for name in ("seen_on", "expires_on", "gc_after")}
-        return replace(row, **moved)
+        seen_on, expires_on, gc_after = (_time(result.get_value(0, i)) for i in range(3))
+        return row.but(seen_on=seen_on, expires_on=expires_on, gc_after=gc_after)
 
     def delete(
         self,
@@ -222,40 +246,62 @@ class PostgresBackend:
     ) -> PGSession | None:
         result = self._run(
             self._sql.delete,
-            key,
-            None if version is None else _int8(version),
-            None if generation is None else _int4(generation),
-            user_key,
+            [
+                key,
+                None if version is None else _int8(version),
+                None if generation is None else _int4(generation),
+                _text(user_key),
+            ],
         )
-        return _row(result, 0) if result.ntuples else None
+        return _Row.of(result, 0) if result.ntuples else None
 
     def rewrite(self, row: PGSession, version: int) -> bool:
-        result = self._run(self._sql.rewrite, row.key, row.data, _int8(row.version), _int8(version))
+        result = self._run(
+            self._sql.rewrite, [row.key, row.data, _int8(row.version), _int8(version)]
+        )
         return result.command_tuples == 1
 
     def scan(self, after: bytes | None, limit: int) -> list[PGSession]:
-        result = self._run(self._sql.scan, after or b"", _int8(limit), read=True)
+        result = self._run(self._sql.scan, [after or b"", _int8(limit)], read=True)
         return _rows(result)
 
     def of_user(self, user_key: str) -> list[PGSession]:
-        return _rows(self._run(self._sql.of_user, user_key, read=True))
+        return _rows(self._run(self._sql.of_user, [_text(user_key)], read=True))
 
     def delete_of_user(
         self, user_key: str, *, keep: bytes | None = None, newest: int = 0
     ) -> list[PGSession]:
+        user = _text(user_key)
         if newest:
             # Two trims that do not see what the other deletes could delete each other's login. Not
             # by locks on the rows: they would not keep out a login that is about to be committed.
             turn = _int8(_lock_number(f"trim {user_key}", self._names))
             with self._transaction() as backend:
-                backend._run(self._sql.take_turns, turn)
-                return _rows(backend._run(self._sql.trim_user, user_key, keep, _int8(newest)))
-        return _rows(self._run(self._sql.delete_of_user, user_key, keep))
+                backend._run(self._sql.take_turns, [turn])
+                return _rows(backend._run(self._sql.trim_user, [user, keep, _int8(newest)]))
+        return _rows(self._run(self._sql.delete_of_user, [user, keep]))
+
+    def users(self, after: str | None, limit: int) -> list[UserStats]:
+        found = self._run(self._sql.users, [_text(after), _int8(limit)], read=True)
+        return [
+            UserStats(
+                (found.get_value(index, 0) or b"").decode("utf-8"),
+                _number(found.get_value(index, 1)),
+                _time(found.get_value(index, 2)),
+            )
+            for index in range(found.ntuples)
+        ]
+
+    def stats(self) -> Stats:
+        counted = self._run(self._sql.stats, [], read=True)
+        live, expired, size = (_number(counted.get_value(0, column)) for column in range(3))
+        oldest = counted.get_value(0, 3)
+        return Stats(live, expired, size, None if oldest is None else _time(oldest))
 
     @contextmanager
     def locked(self, key: bytes) -> Iterator[PostgresBackend]:
         with self._transaction() as backend:
-            backend._run(self._sql.lock, key)
+            backend._run(self._sql.lock, [key])
             yield backend
 
     def using(self, connection: Any) -> PostgresBackend:
@@ -318,49 +364,49 @@ class PostgresBackend:
     # -- below the verbs
 
     def _write(self, statement: Statement, row: PGSession, *more: bytes | None) -> PGSession | None:
-        result = self._run(
-            statement,
+        parameters = [
             row.key,
-            row.name,
+            _text(row.name),
             _int4(row.generation),
             _int4(row.min_generation),
             row.secret_hash,
             row.data,
             _int8(row.version),
             _int4(row.max_age),
-            row.user_key,
-            row.ip,
-            row.user_agent,
+            _text(row.user_key),
+            _text(row.ip),
+            _text(row.user_agent),
             _jsonb(row.meta),
             row.previous_hash,
             row.successor,
             *more,
-        )
-        return _stamped(row, result)
+        ]
+        result = self._run(statement, parameters)
+        return row.but(**_times(result)) if result.ntuples else None
 
     def _run(
-        self, statement: Statement, *parameters: bytes | str | None, read: bool = False
+        self, statement: Statement, parameters: Sequence[bytes | None], *, read: bool = False
     ) -> PGresult:
-        """Run one statement, and again when the first try can have done nothing."""
-        encoded = [p.encode("utf-8") if isinstance(p, str) else p for p in parameters]
+        """Run one statement, and again when the try before can have done nothing.
+
+        No try begins later than `Pool.statement_timeout` after the first that failed.
+        """
+        until: float | None = None
         for tries_left in reversed(range(1 + self._pool.size + _MORE_TRIES)):
-            wire = self._pool.get()
+            wire = self._pool.get(check=not read)
             try:
-                return wire.execute(statement, encoded)
-            except Lost as lost:
+                return wire.execute(statement, parameters)
+            except (Lost, Refused) as failure:
                 # A transaction that has lost its connection is rolled back, and cannot go on.
-                harmless = read or not lost.sent
-                if tries_left and harmless and not lost.late and not self._in_transaction:
+                alone = not self._in_transaction
+                now = time.monotonic()
+                until = until or now + self._pool.statement_timeout
+                if tries_left and now < until and alone and _may_repeat(failure, read=read):
                     continue
-                unknown = not harmless and not self._in_transaction
-                raise BackendError(str(lost), outcome_unknown=unknown) from lost
-            except Refused as refused:
-                # A statement that met another, where transactions are serializable by default, or
-                # when both delete several rows. It sees what the other did when it is run again.
-                met = refused.sqlstate in (_SERIALIZATION_FAILURE, _DEADLOCK)
-                if tries_left and met and not self._in_transaction:
-                    continue
-                raise _refusal(refused, self._qualified) from refused
+                if isinstance(failure, Refused):
+                    raise _refusal(failure, self._qualified) from failure
+                unknown = failure.sent and not read and alone
+                raise BackendError(str(failure), outcome_unknown=unknown) from failure
             finally:
                 self._pool.put(wire)
         raise AssertionError("the last try returns or raises")
@@ -408,10 +454,10 @@ class PostgresBackend:
             # Held until the transaction ends, and no longer: a pooler gives the connection to
             # others then.
             number = _int8(_lock_number("sweep", self._names))
-            lead = backend._run(self._sql.lead, number)
+            lead = backend._run(self._sql.lead, [number])
             if lead.get_value(0, 0) != _bool(True):
                 return None
-            result = backend._run(statement, _int8(limit), _interval(horizon))
+            result = backend._run(statement, [_int8(limit), _interval(horizon)])
             return _rows(result)
 
     def _version_on(self, wire: Wire) -> int:
@@ -462,7 +508,7 @@ class _Held:
         self._wire = wire
         self.statement_timeout = statement_timeout
 
-    def get(self) -> Wire:
+    def get(self, *, check: bool = True) -> Wire:
         return self._wire
 
     def put(self, wire: Wire) -> None:
@@ -508,6 +554,18 @@ def _control(wire: Wire, text: str, *, unknown: bool = False) -> None:
         raise BackendError(f"PostgreSQL refused {text}: {refused}") from refused
 
 
+def _may_repeat(failure: Lost | Refused, *, read: bool) -> bool:
+    """Tell whether a statement that failed did nothing, and may fare better when it is run again.
+
+    One that is late is not: that would be waiting again.
+    """
+    if isinstance(failure, Lost):
+        return (read or not failure.sent) and not failure.late
+    # It met another, where transactions are serializable by default, or when both delete several
+    # rows. It sees what the other did when it is run again.
+    return failure.sqlstate in (_SERIALIZATION_FAILURE, _DEADLOCK)
+
+
 def _refusal(refused: Refused, table: str) -> BackendError:
     if refused.sqlstate in (_UNDEFINED_TABLE, _UNDEFINED_SCHEMA):
         return SchemaError(f"the table {table} is missing: run 'pgstore schema apply'")
@@ -539,6 +597,10 @@ def _interval(seconds: float) -> bytes:
     return struct.pack(">qii", round(seconds * 1_000_000), 0, 0)
 
 
+def _text(value: str | None) -> bytes | None:
+    return None if value is None else value.encode("utf-8")
+
+
 def _intervals(expiry: Expiry) -> tuple[bytes, bytes | None, bytes]:
     lifetime = None if expiry.lifetime is None else _interval(expiry.lifetime)
     return _interval(expiry.idle), lifetime, _interval(expiry.bucket)
@@ -549,54 +611,59 @@ def _jsonb(meta: Mapping[str, str]) -> bytes | None:
 
 
 def _rows(result: PGresult) -> list[PGSession]:
-    return [_row(result, index) for index in range(result.ntuples)]
+    return [_Row.of(result, index) for index in range(result.ntuples)]
 
 
-def _row(result: PGresult, index: int) -> PGSession:
-    def text(column: int) -> str | None:
-        value = result.get_value(index, column)
-        return None if value is None else value.decode("utf-8")
-
-    def number(column: int) -> int:
-        return int.from_bytes(result.get_value(index, column) or b"", "big", signed=True)
-
-    def known(column: int) -> bytes:
-        return result.get_value(index, column) or b""
-
-    meta = result.get_value(index, 11)
-    return PGSession(
-        key=known(0),
-        name=known(1).decode("utf-8"),
-        generation=number(2),
-        min_generation=number(3),
-        secret_hash=known(4),
-        data=known(5),
-        version=number(6),
-        max_age=number(7),
-        user_key=text(8),
-        ip=text(9),
-        user_agent=text(10),
-        meta=meta_of(meta[1:]) if meta else {},
-        previous_hash=result.get_value(index, 12),
-        successor=result.get_value(index, 13),
-        **_times(result, index, 14),
-    )
-
-
-def _times(result: PGresult, index: int, first: int) -> dict[str, Any]:
-    values = (result.get_value(index, first + offset) for offset in range(7))
+def _times(result: PGresult) -> dict[str, Any]:
+    values = (result.get_value(0, column) for column in range(7))
     return {
         name: None if value is None else _time(value)
         for name, value in zip(_TIMES.split(", "), values, strict=True)
     }
 
 
+def _number(value: bytes | None) -> int:
+    return int.from_bytes(value or b"", "big", signed=True)
+
+
 def _time(value: bytes | None) -> datetime:
     try:
-        return _EPOCH + timedelta(microseconds=int.from_bytes(value or b"", "big", signed=True))
+        return _EPOCH + timedelta(microseconds=_number(value))
     except OverflowError:  # infinity, or a year that Python does not know: an operator's "never"
         return _LATEST
 
 
-def _stamped(row: PGSession, result: PGresult) -> PGSession | None:
-    return replace(row, **_times(result, 0, 0)) if result.ntuples else None
+class _Row(PGSession):
+    """A row as the server sent it, in the order of `_CONTENT` and `_TIMES`."""
+
+    min_generation: Any = Lazy(3, _number)
+    version: Any = Lazy(6, _number)
+    max_age: Any = Lazy(7, _number)
+    ip: Any = Lazy(9, bytes.decode)
+    user_agent: Any = Lazy(10, bytes.decode)
+    previous_hash: Any = Lazy(12)
+    successor: Any = Lazy(13)
+    created_on: Any = Lazy(14, _time)
+    modified_on: Any = Lazy(15, _time)
+    seen_on: Any = Lazy(16, _time)
+    expires_on: Any = Lazy(17, _time)
+    gc_after: Any = Lazy(18, _time)
+    authenticated_on: Any = Lazy(19, _time)
+    renewed_on: Any = Lazy(20, _time)
+
+    @classmethod
+    def of(cls, result: PGresult, index: int) -> _Row:
+        row = object.__new__(cls)
+        raw: Any = partial(result.get_value, index)
+        user_key, meta = raw(8), raw(11)
+        row.__dict__.update(
+            _raw=raw,
+            key=raw(0),
+            name=raw(1).decode(),
+            generation=_number(raw(2)),
+            secret_hash=raw(4),
+            data=raw(5),
+            user_key=None if user_key is None else user_key.decode(),
+            meta=meta_of(meta[1:]) if meta else {},
+        )
+        return row

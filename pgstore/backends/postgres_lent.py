@@ -38,7 +38,7 @@ class Lent:
     def __repr__(self) -> str:
         return "<Lent>"
 
-    def get(self) -> Wire:
+    def get(self, *, check: bool = True) -> Wire:
         connection = self._connection
         if self._ended:
             raise BackendError("the block of using() has ended")

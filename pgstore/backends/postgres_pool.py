@@ -18,14 +18,14 @@ from psycopg.pq import TransactionStatus
 
 from ..errors import BackendError, ConfigurationError, PGStoreError
 from ..forks import in_forked_child
-from .postgres_wire import Wire, is_alive, is_utf8
+from .postgres_wire import Wire, is_utf8
 
 __all__ = ["BorrowedPool", "OwnPool", "Pool"]
 
-# psycopg_pool tells a waiting thread nothing when connecting fails: look this often, in seconds. A
-# thread that looks has left the queue, so it looks less often when there is a queue to wait in.
-_SLICE = 0.1
-_QUEUE_SLICE = 1.0
+# Connections of ours are closed when they have rested for so long, or are so old, in seconds: the
+# server gets its memory back, and a balancer in between can move them.
+_LONGEST_REST = 600.0
+_LONGEST_LIFE = 3600.0
 
 _AnyConnection = psycopg.Connection[Any]
 _AnyPool = psycopg_pool.ConnectionPool[_AnyConnection]
@@ -42,8 +42,12 @@ class Pool(Protocol):
     def statement_timeout(self) -> float:
         """How long a statement may take, in seconds."""
 
-    def get(self) -> Wire:
-        """Return a live, idle connection. Raises `BackendError` when there is none in time."""
+    def get(self, *, check: bool = True) -> Wire:
+        """Return an idle connection. Raises `BackendError` when there is none in time.
+
+        With ``check`` one that has died at rest is not returned. A statement that may be run again
+        can do without.
+        """
 
     def put(self, wire: Wire) -> None:
         """Take a connection back, in whatever state it is."""
@@ -55,67 +59,13 @@ class Pool(Protocol):
         """Close what this pool opened."""
 
 
-class _Leases:
-    """The part that both pools share: handing out, looking after, and taking back."""
-
-    def __init__(
-        self,
-        statement_timeout: float,
-        pool_timeout: float,
-        pooler: Literal["transaction"] | None,
-    ) -> None:
-        for name, value in (
-            ("statement_timeout", statement_timeout),
-            ("pool_timeout", pool_timeout),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ConfigurationError(
-                    f"{name} must be a positive number of seconds, not {value!r}"
-                )
-        if pooler not in (None, "transaction"):
-            raise ConfigurationError(f"pooler must be None or 'transaction', not {pooler!r}")
-        self.statement_timeout = statement_timeout
-        self.pool_timeout = pool_timeout
-        self.pooler = pooler
-        # By connection: which statements are prepared there, and under which names.
-        self._prepared: WeakKeyDictionary[_AnyConnection, dict[bytes, bytes]] = WeakKeyDictionary()
-
-    def wire(self, connection: _AnyConnection, seconds: float) -> Wire:
-        prepared = self._prepared.get(connection)
-        if prepared is None:
-            prepared = self._prepared[connection] = {}
-        return Wire(connection, None if self.pooler else prepared, seconds=seconds)
-
-    def take(self, pool: _AnyPool, timeout: float) -> _AnyConnection | None:
-        """Return a connection that is alive; None when there was none in time."""
-        deadline = time.monotonic() + timeout
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                connection = pool.getconn(timeout=left)
-            except psycopg_pool.PoolTimeout:
-                return None
-            try:
-                if is_alive(connection):
-                    return _fit(connection)
-            except PGStoreError:
-                pool.putconn(connection)
-                raise
-            except BaseException:
-                # A greenlet's timeout, or Ctrl-C: the pool must not lose count of it.
-                connection.close()
-                pool.putconn(connection)
-                raise
-            # One of many that died with the server: the pool makes another.
-            connection.close()
-            pool.putconn(connection)
-        return None
-
-
 class OwnPool:
-    """A pool that is made on first use in each process, so that a fork shares no socket.
+    """A pool that connects when a request needs it, in the request's own thread.
 
-    It connects when a request needs it, and never waits out a backoff: after an outage the first
-    request that finds the server back gets through.
+    So an error in connecting is the request's to report, the first request after an outage gets
+    through, and nothing runs in the background. Nothing is opened before the first use in a
+    process, so that a fork shares no socket. The connection used last is handed out first; threads
+    that wait are served in their order.
     """
 
     def __init__(
@@ -129,14 +79,17 @@ class OwnPool:
     ) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ConfigurationError(f"pool_size must be 1 or more connections, not {size!r}")
-        self._leases = _Leases(statement_timeout, pool_timeout, pooler)
-        self._conninfo = _complete(dsn, statement_timeout, pooler)
+        _check_settings(statement_timeout, pool_timeout, pooler)
+        self._conninfo = _complete(dsn, statement_timeout, pool_timeout, pooler)
         self._size = size
-        self._pool: _AnyPool | None = None
-        self._making = threading.Lock()
+        self._statement_timeout = statement_timeout
+        self._pool_timeout = pool_timeout
+        self._prepares = pooler is None
+        self._free: list[Wire] = []
+        self._open = 0
         self._closed = False
-        self._inherited: list[_AnyPool] = []
-        self._failure: tuple[float, psycopg.Error] | None = None
+        self._inherited: list[list[Wire]] = []
+        self._make_locks()
         in_forked_child(self._start_anew)
 
     def __repr__(self) -> str:
@@ -150,100 +103,146 @@ class OwnPool:
 
     @property
     def statement_timeout(self) -> float:
-        return self._leases.statement_timeout
+        return self._statement_timeout
 
-    def get(self) -> Wire:
-        start = time.monotonic()
-        deadline = start + self._leases.pool_timeout
-        pool = self._pool or self._make()
-        piece = _SLICE
+    def get(self, *, check: bool = True) -> Wire:
+        deadline = time.monotonic() + self._pool_timeout
+        failure: BackendError | None = None
         while True:
-            left = deadline - time.monotonic()
+            with self._lock:
+                # Who comes while others wait queues up behind them.
+                wire = self._free.pop() if self._free and not self._waiting else None
+            wire = wire or self._wait(deadline, failure)
+            if wire is None:
+                try:
+                    return self._connect()
+                except BackendError as error:
+                    # The server may have no more to give: then those that are open have to do.
+                    failure = error
+                    continue
+            if not check:
+                return wire
             try:
-                connection = self._leases.take(pool, min(left, piece))
-            except psycopg_pool.PoolClosed as error:
-                raise BackendError("the store is closed") from error
-            if connection is not None:
-                return self._leases.wire(connection, self._leases.statement_timeout)
-            failure = self._failure
-            size = pool.get_stats().get("pool_size", 0)
-            if failure and failure[0] >= start and not size:
-                raise BackendError(
-                    f"PostgreSQL cannot be reached: {_first_line(failure[1])}"
-                ) from failure[1]
-            if left <= piece:
-                raise BackendError(
-                    f"no connection became free within {self._leases.pool_timeout:g} s "
-                    f"(pool_size={self._size})"
-                ) from (failure and failure[1])
-            piece = _SLICE if size < self._size else _QUEUE_SLICE
+                if wire.is_alive():
+                    return wire
+            except BaseException:
+                # A greenlet's timeout, or Ctrl-C: the pool must not lose count of it.
+                wire.connection.close()
+                self.put(wire)
+                raise
+            wire.connection.close()
+            self.put(wire)
 
     def put(self, wire: Wire) -> None:
-        assert self._pool is not None
-        self._pool.putconn(wire.connection)
+        wire.resting_since = now = time.monotonic()
+        fit = wire.is_idle() and now - wire.born < _LONGEST_LIFE
+        rested = None
+        with self._lock:
+            fit = fit and not self._closed
+            if fit:
+                if self._free and now - self._free[0].resting_since > _LONGEST_REST:
+                    rested = self._free.pop(0)
+                self._free.append(wire)
+            if rested or not fit:
+                self._open -= 1
+            if self._waiting:
+                self._call_next()
+        if not fit:
+            wire.connection.close()
+        if rested:
+            rested.connection.close()
 
     @contextmanager
     def direct(self) -> Iterator[Wire]:
+        connection = self._connection()
         try:
-            connection = psycopg.connect(self._conninfo, autocommit=True)
-        except psycopg.Error as error:
-            raise BackendError(f"PostgreSQL cannot be reached: {_first_line(error)}") from error
-        try:
-            yield self._leases.wire(connection, 60.0)
+            yield Wire(connection, {} if self._prepares else None, seconds=60.0)
         finally:
             connection.close()
 
     def close(self) -> None:
-        with self._making:
+        with self._lock:
             self._closed = True
-            if self._pool is not None:
-                self._pool.close()
+            free, self._free = self._free, []
+            self._open -= len(free)
+            self._changed.notify_all()
+            self._returned.notify_all()
+        for wire in free:
+            wire.connection.close()
+
+    def _make_locks(self) -> None:
+        # A signal handler, or a finalizer, may run while its own thread holds it.
+        self._lock = threading.RLock()
+        # Who waits for a connection, or for room to open one; and who has failed to open one.
+        self._changed = threading.Condition(self._lock)
+        self._returned = threading.Condition(self._lock)
+        self._waiting = self._failed = 0
 
     def _start_anew(self) -> None:
-        if self._pool is not None:
-            # It belongs to the parent: closing or collecting it here would end the parent's
-            # connections.
-            self._inherited.append(self._pool)
-        self._pool = None
-        self._making = threading.Lock()
+        # They belong to the parent: closing or collecting them here would end its connections.
+        self._inherited.append(self._free)
+        self._free, self._open = [], 0
+        self._make_locks()
 
-    def _make(self) -> _AnyPool:
-        with self._making:
-            if self._closed:
-                raise BackendError("the store is closed")
-            if self._pool is None:
-                self._pool = self._open()
-            return self._pool
+    def _wait(self, deadline: float, failure: BackendError | None) -> Wire | None:
+        """Return a connection that became free, or None when a new one may be opened.
 
-    def _open(self) -> _AnyPool:
-        owner = self
+        After a ``failure`` to open one none may be, and it is raised when none becomes free.
+        """
+        failed = failure is not None
+        condition = self._returned if failed else self._changed
+        with self._lock:
+            self._waiting += 1
+            self._failed += failed
+            try:
+                called = self._waiting == 1
+                while True:
+                    if self._closed:
+                        raise BackendError("the store is closed")
+                    if self._free and called:
+                        return self._free.pop()
+                    if failure is None and self._open < self._size:
+                        self._open += 1
+                        return None
+                    left = deadline - time.monotonic()
+                    if failure is not None and (left <= 0 or not self._open):
+                        raise failure
+                    if left <= 0:
+                        raise BackendError(
+                            f"no connection became free within {self._pool_timeout:g} s "
+                            f"(pool_size={self._size})"
+                        )
+                    condition.wait(left)
+                    called = True
+            finally:
+                self._waiting -= 1
+                self._failed -= failed
+                # This thread may have been called for something that it leaves to others.
+                self._call_next()
 
-        class Connection(_AnyConnection):
-            """Keeps the reason when connecting fails; the pool only logs it."""
+    def _call_next(self) -> None:
+        """Call one of the threads that can go on now, which calls the next when it has."""
+        if self._failed and (self._free or not self._open):
+            self._returned.notify()
+        elif self._waiting and (self._free or self._open < self._size):
+            self._changed.notify()
 
-            @classmethod
-            def connect(cls, *args: Any, **kwargs: Any) -> Any:
-                try:
-                    return super().connect(*args, **kwargs)
-                except psycopg.Error as error:
-                    owner._failure = time.monotonic(), error
-                    raise
+    def _connect(self) -> Wire:
+        """Open one of the ``size`` connections, which `_wait` has counted already."""
+        try:
+            connection = self._connection()
+            return Wire(connection, {} if self._prepares else None, seconds=self._statement_timeout)
+        except BaseException:
+            with self._lock:
+                self._open -= 1
+                self._call_next()
+            raise
 
-        pool: _AnyPool = psycopg_pool.ConnectionPool(
-            self._conninfo,
-            connection_class=Connection,
-            kwargs={"autocommit": True, "prepare_threshold": None},
-            min_size=0,
-            max_size=self._size,
-            timeout=self._leases.pool_timeout,
-            # Its backoff doubles to minutes. Without it, each request that waits makes the pool try
-            # again.
-            reconnect_timeout=0.0,
-            open=False,
-            name="pgstore",
-        )
-        pool.open()
-        return pool
+    def _connection(self) -> _AnyConnection:
+        try:
+            return psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
+        except (psycopg.Error, OSError) as error:
+            raise BackendError(f"PostgreSQL cannot be reached: {_first_line(error)}") from error
 
 
 class BorrowedPool:
@@ -261,8 +260,14 @@ class BorrowedPool:
             raise ConfigurationError(
                 f"from_pool wants a psycopg_pool.ConnectionPool, not {type(pool).__name__}"
             )
-        self._leases = _Leases(statement_timeout, pool_timeout, pooler)
+        _check_settings(statement_timeout, pool_timeout, pooler)
         self._pool = pool
+        self._statement_timeout = statement_timeout
+        self._pool_timeout = pool_timeout
+        # By connection: which statements are prepared there, and under which names.
+        self._prepared: WeakKeyDictionary[_AnyConnection, dict[bytes, bytes]] | None = (
+            None if pooler else WeakKeyDictionary()
+        )
         self._inherited = False
         in_forked_child(self._after_fork)
 
@@ -275,10 +280,10 @@ class BorrowedPool:
 
     @property
     def statement_timeout(self) -> float:
-        return self._leases.statement_timeout
+        return self._statement_timeout
 
-    def get(self) -> Wire:
-        return self._take(self._leases.statement_timeout)
+    def get(self, *, check: bool = True) -> Wire:
+        return self._take(self._statement_timeout)
 
     def put(self, wire: Wire) -> None:
         self._pool.putconn(wire.connection)
@@ -305,27 +310,60 @@ class BorrowedPool:
                 "process: open it in the child (gunicorn's post_fork, uWSGI's postfork), or use "
                 "PGStore(dsn), which makes its own there"
             )
-        try:
-            connection = self._leases.take(self._pool, self._leases.pool_timeout)
-        except psycopg_pool.PoolClosed as error:
-            raise BackendError(f"the pool given to from_pool is not open: {error}") from error
-        except psycopg_pool.TooManyRequests as error:
-            raise BackendError(str(error)) from error
-        if connection is None:
-            raise BackendError(f"no connection became free within {self._leases.pool_timeout:g} s")
-        return self._leases.wire(connection, seconds)
+        deadline = time.monotonic() + self._pool_timeout
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                connection = self._pool.getconn(timeout=left)
+            except psycopg_pool.PoolTimeout:
+                break
+            except psycopg_pool.PoolClosed as error:
+                raise BackendError(f"the pool given to from_pool is not open: {error}") from error
+            except psycopg_pool.TooManyRequests as error:
+                raise BackendError(str(error)) from error
+            try:
+                wire = Wire(connection, self._prepared_on(connection), seconds=seconds)
+                if wire.is_alive():
+                    _check_fit(connection)
+                    return wire
+            except PGStoreError:
+                self._pool.putconn(connection)
+                raise
+            except BaseException:
+                # A greenlet's timeout, or Ctrl-C: the pool must not lose count of it.
+                connection.close()
+                self._pool.putconn(connection)
+                raise
+            # One of many that died with the server: the pool makes another.
+            connection.close()
+            self._pool.putconn(connection)
+        raise BackendError(f"no connection became free within {self._pool_timeout:g} s")
+
+    def _prepared_on(self, connection: _AnyConnection) -> dict[bytes, bytes] | None:
+        if self._prepared is None:
+            return None
+        prepared = self._prepared.get(connection)
+        if prepared is None:
+            prepared = self._prepared[connection] = {}
+        return prepared
 
 
-def _fit(connection: _AnyConnection) -> _AnyConnection:
-    """Return a connection that can be worked on; raise for one that cannot."""
+def _check_settings(statement_timeout: float, pool_timeout: float, pooler: str | None) -> None:
+    for name, value in (("statement_timeout", statement_timeout), ("pool_timeout", pool_timeout)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ConfigurationError(f"{name} must be a positive number of seconds, not {value!r}")
+    if pooler not in (None, "transaction"):
+        raise ConfigurationError(f"pooler must be None or 'transaction', not {pooler!r}")
+
+
+def _check_fit(connection: _AnyConnection) -> None:
+    """Raise for a connection that cannot be worked on."""
     if connection.pgconn.transaction_status != TransactionStatus.IDLE:
         raise BackendError("the pool handed out a connection that is inside a transaction")
     if not is_utf8(connection):
         raise ConfigurationError("the pool's connections must have client_encoding=utf8")
-    return connection
 
 
-def _complete(dsn: str, statement_timeout: float, pooler: str | None) -> str:
+def _complete(dsn: str, statement_timeout: float, pool_timeout: float, pooler: str | None) -> str:
     """Add what the connections of ours want and the caller has not said."""
     # A password that ends early: libpq would take its rest for a host, and name it in its errors.
     if re.match(r"\w+://([^@/]*@[^/?]*@|[^@/?]*/[^?]*@)", dsn):
@@ -342,9 +380,11 @@ def _complete(dsn: str, statement_timeout: float, pooler: str | None) -> str:
             "the DSN cannot be parsed: use postgresql://user:password@host:port/database "
             "or libpq's key=value form (open_store takes URLs of other databases, too)"
         ) from None
+    hosts = 1 + str(given.get("host") or given.get("hostaddr") or "").count(",")
     wanted: dict[str, Any] = {
         "application_name": "pgstore",
-        "connect_timeout": 5,
+        # For each host; libpq waits for 2 s at least.
+        "connect_timeout": max(2, min(5, int(pool_timeout / hosts))),
         "keepalives_idle": 30,
         "keepalives_interval": 10,
         "keepalives_count": 3,

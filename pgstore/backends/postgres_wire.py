@@ -11,10 +11,11 @@ import hashlib
 import select
 import time
 from collections.abc import Sequence
+from types import BuiltinFunctionType
 from typing import Any
 
 import psycopg
-from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 __all__ = ["Lost", "Refused", "Statement", "Wire"]
@@ -69,7 +70,17 @@ class Wire:
     statement.
     """
 
-    __slots__ = ("_deadline", "_prepared", "_seconds", "connection")
+    __slots__ = (
+        "_deadline",
+        "_events",
+        "_poll",
+        "_poll_type",
+        "_prepared",
+        "_seconds",
+        "born",
+        "connection",
+        "resting_since",
+    )
 
     def __init__(
         self,
@@ -82,10 +93,34 @@ class Wire:
         self._prepared = prepared
         self._seconds = seconds
         self._deadline = 0.0
+        self._poll: Any = None
+        self._poll_type: Any = None
+        self._events = 0
+        self.born = self.resting_since = time.monotonic()
 
     def unprepared(self) -> Wire:
         """Return a wire on the same connection that prepares nothing."""
         return Wire(self.connection, None, seconds=self._seconds)
+
+    def is_alive(self) -> bool:
+        """Tell, without a round trip, whether the connection is still open on the other side."""
+        pgconn = self.connection.pgconn
+        if pgconn.status != ConnStatus.OK:
+            return False
+        while self._ready(select.POLLIN, 0):
+            # A notice, or a farewell with the end of the stream behind it: read until nothing is
+            # left.
+            try:
+                pgconn.consume_input()
+            except psycopg.Error:
+                return False
+            if pgconn.status != ConnStatus.OK:
+                return False
+        return True
+
+    def is_idle(self) -> bool:
+        """Tell whether the connection is fit for the next user: open, and in no transaction."""
+        return self.connection.pgconn.transaction_status == TransactionStatus.IDLE
 
     def execute(self, statement: Statement, params: Sequence[bytes | None]) -> PGresult:
         """Run one statement, parameters and results in binary, and return its result.
@@ -161,11 +196,11 @@ class Wire:
 
     def _receive(self, sent: bool) -> list[PGresult]:
         pgconn = self.connection.pgconn
+        results = []
         try:
             while pgconn.flush():
                 self._wait(select.POLLIN | select.POLLOUT, sent)
                 pgconn.consume_input()
-            results = []
             while True:
                 while pgconn.is_busy():
                     self._wait(select.POLLIN, sent)
@@ -181,30 +216,19 @@ class Wire:
         return results
 
     def _wait(self, events: int, sent: bool) -> None:
-        # select.poll is looked up now, not at import: gevent may have replaced it.
-        poll = select.poll()
-        poll.register(self.connection.pgconn.socket, events)
         left = self._deadline - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
+        if left <= 0 or not self._ready(events, left * 1000):
             raise Lost("no answer from PostgreSQL within the time limit", sent=sent, late=True)
 
-
-def is_alive(connection: psycopg.Connection[Any]) -> bool:
-    """Tell, without a round trip, whether an idle connection is still open on the other side."""
-    pgconn = connection.pgconn
-    if pgconn.status != ConnStatus.OK:
-        return False
-    poll = select.poll()
-    poll.register(pgconn.socket, select.POLLIN)
-    while poll.poll(0):
-        # A notice, or a farewell with the end of the stream behind it: read until nothing is left.
-        try:
-            pgconn.consume_input()
-        except psycopg.Error:
-            return False
-        if pgconn.status != ConnStatus.OK:
-            return False
-    return True
+    def _ready(self, events: int, milliseconds: float) -> bool:
+        # select.poll is looked up now, not at import: gevent may have replaced it since. A poll
+        # object of gevent's is good for the event loop of one thread: it is not kept.
+        if self._poll_type is not select.poll or not isinstance(select.poll, BuiltinFunctionType):
+            self._poll, self._poll_type, self._events = select.poll(), select.poll, 0
+        if self._events != events:
+            self._poll.register(self.connection.pgconn.socket, events)
+            self._events = events
+        return bool(self._poll.poll(milliseconds))
 
 
 def is_utf8(connection: psycopg.Connection[Any]) -> bool:

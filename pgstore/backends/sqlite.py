@@ -10,13 +10,22 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from ..errors import ConfigurationError, SchemaError
 from ..options import seconds
-from ..rows import Expiry, Loaded, PGSession, check_table, expiry_times, meta_of
+from ..rows import (
+    Expiry,
+    Lazy,
+    Loaded,
+    PGSession,
+    Stats,
+    UserStats,
+    check_table,
+    expiry_times,
+    meta_of,
+)
 from ..sql import Schema
 from .sqlite_files import Busy, Connections, Database, Source
 from .sqlite_lent import Lent
@@ -57,7 +66,8 @@ _TIMES: Final = (
     "authenticated_on",
     "renewed_on",
 )
-_COLUMNS: Final = ("key", *_STORED, *_TIMES)
+_UNTIMED: Final = ("key", *_STORED)
+_COLUMNS: Final = (*_UNTIMED, *_TIMES)
 
 
 class SQLiteBackend:
@@ -100,14 +110,13 @@ class SQLiteBackend:
     def load(self, key: bytes) -> Loaded | None:
         now = self._now()
         for values in self._source.run(self._sql.load, {"key": key, "now": now}):
-            return Loaded(_row(values), _time(now))
+            return Loaded(_Row.of(values), _time(now))
         return None
 
     def insert(self, row: PGSession, expiry: Expiry) -> PGSession | None:
         now = _time(self._now())
         expires_on, gc_after = expiry_times(now, now, expiry)
-        stored = replace(
-            row,
+        stored = row.but(
             created_on=now,
             modified_on=now,
             seen_on=now,
@@ -128,7 +137,13 @@ class SQLiteBackend:
         *,
         login: bool = False,
         renew: bool = False,
+        data_only: bool = False,
     ) -> PGSession | None:
+        if data_only:
+            now = self._now()
+            values = {**_data(row, version), "now": now}
+            done = self._source.run(self._sql.update_data, values)
+            return row.but(modified_on=_time(now)) if done else None
         sql, more = self._sql.update, {"now": self._now()}
         if expiry is not None:
             sql, more = self._sql.update_and_visit, self._expiry(expiry)
@@ -164,33 +179,32 @@ class SQLiteBackend:
             "user_key": user_key,
         }
         for deleted in self._source.run(self._sql.delete, values):
-            return _row(deleted)
+            return _Row.of(deleted)
         return None
 
     def rewrite(self, row: PGSession, version: int) -> bool:
-        values = {
-            "key": row.key,
-            "now": self._now(),
-            "data": row.data,
-            "version": row.version,
-            "loaded_version": version,
-        }
+        values = {**_data(row, version), "now": self._now()}
         return bool(self._source.run(self._sql.rewrite, values))
 
     def scan(self, after: bytes | None, limit: int) -> list[PGSession]:
         # Every key comes after the empty one.
         values = {"after": after or b"", "now": self._now(), "limit": limit}
-        return [_row(found) for found in self._source.run(self._sql.scan, values)]
+        return [_Row.of(found) for found in self._source.run(self._sql.scan, values)]
 
     def of_user(self, user_key: str) -> list[PGSession]:
         values = {"user_key": user_key, "now": self._now()}
-        return [_row(found) for found in self._source.run(self._sql.of_user, values)]
+        return [_Row.of(found) for found in self._source.run(self._sql.of_user, values)]
+
+    def users(self, after: str | None, limit: int) -> list[UserStats]:
+        values = {"after": after, "now": self._now(), "limit": limit}
+        found = self._source.run(self._sql.users, values)
+        return [UserStats(user, sessions, _time(seen)) for user, sessions, seen in found]
 
     def delete_of_user(
         self, user_key: str, *, keep: bytes | None = None, newest: int = 0
     ) -> list[PGSession]:
         values = {"user_key": user_key, "now": self._now(), "keep": keep, "newest": newest}
-        return [_row(deleted) for deleted in self._source.run(self._sql.delete_of_user, values)]
+        return [_Row.of(deleted) for deleted in self._source.run(self._sql.delete_of_user, values)]
 
     @contextmanager
     def locked(self, key: bytes) -> Iterator[SQLiteBackend]:
@@ -208,7 +222,11 @@ class SQLiteBackend:
             swept = self._source.run(self._sql.sweep, values, wait=_SWEEP_WAIT_SECONDS)
         except Busy:
             return None
-        return [_row(deleted) for deleted in swept]
+        return [_Row.of(deleted) for deleted in swept]
+
+    def stats(self) -> Stats:
+        ((live, expired, size, oldest),) = self._source.run(self._sql.stats, {"now": self._now()})
+        return Stats(live, expired, size, None if oldest is None else _time(oldest))
 
     def apply_schema(self) -> None:
         if self._schema_versions()[0] < _SCHEMA.version:
@@ -306,9 +324,10 @@ class _Statements:
                 AND (:generation IS NULL OR min_generation <= :generation)
                 AND (:user_key IS NULL OR user_key = :user_key)
             RETURNING {without_data}"""
-        self.rewrite = f"""
-            UPDATE "{table}" SET data = :data, version = :version
-            WHERE {live} AND version = :loaded_version RETURNING 1"""
+        data = f'UPDATE "{table}" SET data = :data, version = :version'
+        same = f"WHERE {live} AND version = :loaded_version RETURNING 1"
+        self.update_data = f"{data}, modified_on = :now {same}"
+        self.rewrite = f"{data} {same}"
         self.scan = f"""
             SELECT {columns} FROM "{table}" WHERE key > :after AND expires_on > :now
             ORDER BY key LIMIT :limit"""
@@ -327,6 +346,16 @@ class _Statements:
                 SELECT rowid FROM "{table}" WHERE gc_after <= :until AND expires_on <= :now
                 ORDER BY gc_after LIMIT :limit)
             RETURNING {without_data}"""
+        self.users = f"""
+            SELECT user_key, count(*), max(seen_on) FROM "{table}"
+            WHERE user_key IS NOT NULL AND (:after IS NULL OR user_key > :after)
+                AND expires_on > :now
+            GROUP BY user_key ORDER BY user_key LIMIT :limit"""
+        self.stats = f"""
+            SELECT count(*) FILTER (WHERE live), count(*) FILTER (WHERE NOT live),
+                (SELECT page_count * page_size FROM pragma_page_count, pragma_page_size),
+                min(created_on) FILTER (WHERE live)
+            FROM (SELECT expires_on > :now AS live, created_on FROM "{table}")"""
         self.schema_versions = f"""
             SELECT version, oldest_code FROM "{table}_schema" ORDER BY version DESC LIMIT 1"""
         self.probe = f'SELECT {columns} FROM "{table}" LIMIT 0'
@@ -357,18 +386,18 @@ def _set_seen(start: str) -> str:
 
 
 def _values(row: PGSession) -> dict[str, Any]:
-    values = {name: getattr(row, name) for name in ("key", *_STORED)}
+    values = {name: getattr(row, name) for name in _UNTIMED}
     values["meta"] = json.dumps(dict(row.meta)) if row.meta else None
     return values
 
 
-def _row(values: Sequence[Any]) -> PGSession:
-    fields = dict(zip(_COLUMNS, values, strict=True))
-    fields["meta"] = meta_of(fields["meta"]) if fields["meta"] else {}
-    for name in _TIMES:
-        if fields[name] is not None:
-            fields[name] = _time(fields[name])
-    return PGSession(**fields)
+def _data(row: PGSession, version: int) -> dict[str, Any]:
+    return {
+        "key": row.key,
+        "data": row.data,
+        "version": row.version,
+        "loaded_version": version,
+    }
 
 
 def _with_times(row: PGSession, names: Sequence[str], values: Sequence[int | None]) -> PGSession:
@@ -376,7 +405,7 @@ def _with_times(row: PGSession, names: Sequence[str], values: Sequence[int | Non
         name: None if value is None else _time(value)
         for name, value in zip(names, values, strict=True)
     }
-    return replace(row, **times)
+    return row.but(**times)
 
 
 def _time(micros: int) -> datetime:
@@ -384,6 +413,27 @@ def _time(micros: int) -> datetime:
         return _UNIX_EPOCH + micros * _MICROSECOND
     except OverflowError:  # a year that Python does not know: an operator's "never"
         return datetime.max.replace(tzinfo=UTC)
+
+
+class _Row(PGSession):
+    """A row as it came from the file, in the order of `_COLUMNS`."""
+
+    created_on: Any = Lazy(14, _time)
+    modified_on: Any = Lazy(15, _time)
+    seen_on: Any = Lazy(16, _time)
+    expires_on: Any = Lazy(17, _time)
+    gc_after: Any = Lazy(18, _time)
+    authenticated_on: Any = Lazy(19, _time)
+    renewed_on: Any = Lazy(20, _time)
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> _Row:
+        row = object.__new__(cls)
+        fields = row.__dict__
+        fields.update(zip(_UNTIMED, values, strict=False))
+        fields["meta"] = meta_of(fields["meta"]) if fields["meta"] else {}
+        fields["_raw"] = values.__getitem__
+        return row
 
 
 def _micros(time: datetime | None) -> int | None:

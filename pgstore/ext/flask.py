@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import wraps
 from threading import Event
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FlaskSession", "FlaskSessions", "login_required", "session"]
 
+# The cookie's attributes, by whether the session is permanent.
+_Attributes = dict[bool, Options]
 _View = TypeVar("_View", bound=Callable[..., Any])
 
 _FLASHES = "_flashes"
@@ -62,6 +65,7 @@ class FlaskSessions(SessionInterface):
         if not (isinstance(app, Flask | None) and isinstance(store, Store | None)):
             raise ConfigurationError("FlaskSessions takes an app, a store, or an app and a store")
         self._given = store
+        self._known_attributes: tuple[object, _Attributes] = (), {}
         self._made: WeakKeyDictionary[Flask, dict[object, Store]] = WeakKeyDictionary()
         self._cleaners: WeakKeyDictionary[Store, tuple[Event, Event]] = WeakKeyDictionary()
         if app is not None:
@@ -135,17 +139,15 @@ class FlaskSessions(SessionInterface):
                 store.close()
         return stores[origin]
 
-    def _load(self, app: Flask, environ: WSGIEnvironment, name: str) -> Session:
+    def _load(self, app: Flask, environ: WSGIEnvironment, name: str) -> tuple[Session, _Attributes]:
         store = self._given or self._store_of(app)
         self._clean(store, app.config.get("PGSTORE_CLEANUP_INTERVAL"))
-        options = self._options(app, store.options)
-        check_cookie_name(name, options)
+        attributes = self._attributes(app, name, store.options)
         # The app's attributes count: the store would hold the name to its own.
         store._names.add(name)
         session = store.get(environ, name)
-        if session._options is None:
-            session._options = options.thaw()
-        return session
+        session._adapted = attributes[True]
+        return session, attributes
 
     def _clean(self, store: Store, interval: float | timedelta | None) -> None:
         """Start the cleaner, once per process; never in a reloader's parent, which serves none."""
@@ -156,24 +158,29 @@ class FlaskSessions(SessionInterface):
             else:
                 store.stop_cleanup(*events)
 
-    def _options(self, app: Flask, own: Options) -> Options:
+    def _attributes(self, app: Flask, name: str, own: Options) -> _Attributes:
         """Return the cookie's attributes: the app's settings, and the store's ``own`` elsewhere.
 
         A setting at Flask's default leaves the attribute to the store, which by default is safer
         than Flask about Secure and SameSite.
         """
-        path = self.get_cookie_path(app)
-        same_site = self.get_cookie_samesite(app)
-        partitioned = self.get_cookie_partitioned(app) or own.partitioned
-        return Options(
-            path=own.path if path == "/" else path,
-            domain=self.get_cookie_domain(app) or own.domain,
-            max_age=lifetime_of(app),
-            secure=self.get_cookie_secure(app) or partitioned or own.secure,
-            http_only=self.get_cookie_httponly(app) and own.http_only,
-            same_site=cast("SameSite", same_site.title()) if same_site else own.same_site,
-            partitioned=partitioned,
+        settings = (
+            name,
+            own,
+            lifetime_of(app),
+            self.get_cookie_path(app),
+            self.get_cookie_domain(app),
+            self.get_cookie_secure(app),
+            self.get_cookie_httponly(app),
+            self.get_cookie_samesite(app),
+            self.get_cookie_partitioned(app),
         )
+        # They seldom change, and to check them takes as long as to verify a cookie.
+        known, attributes = self._known_attributes
+        if settings != known:
+            attributes = _attributes_of(*settings)
+            self._known_attributes = settings, attributes
+        return attributes
 
 
 class FlaskSession(SessionMixin):
@@ -305,11 +312,13 @@ class FlaskSession(SessionMixin):
             raise self._error  # asking again would be waiting again
         if self._session is None:
             try:
-                self._session = self._sessions._load(self._app, self._environ, self._name)
+                self._session, self._attributes = self._sessions._load(
+                    self._app, self._environ, self._name
+                )
             except BackendError as error:
                 self._error = error
                 raise
-            self._was_permanent = self.permanent
+            self._was_permanent = bool(self._session.values.get(_PERMANENT))
         return self._session
 
     def _is_used(self) -> bool:
@@ -344,25 +353,28 @@ class FlaskSession(SessionMixin):
         self._messages = None
 
     def _save(self, response: Response) -> None:
-        session, options = self.pgstore, self.options
+        session = self.pgstore
         if session.values.keys() == {_PERMANENT} and not (
             session._flashes or session.meta or session.user_key
         ):
             # Said before every request, this alone would make a row for every visitor.
             session.values.clear()
-        permanent = options.persistent = self.permanent
+        permanent = bool(session.values.get(_PERMANENT))
+        if session._options is not None:
+            session._options.persistent = permanent
+        else:
+            session._adapted = self._attributes[permanent]
         if permanent != self._was_permanent:
             session.send_cookie()
-        if permanent and not self._app.config["SESSION_REFRESH_EACH_REQUEST"]:
-            rules = cast("Store", session._store)._rules
-            if isinstance(plan.decide(rules, session, None, None), plan.Touch):
-                vary_on_cookie(response.headers)
-                return
+        refreshed = self._app.config["SESSION_REFRESH_EACH_REQUEST"]
+        if permanent and not refreshed and _is_only_read(session):
+            vary_on_cookie(response.headers)
+            return
         had_row = not session.is_new
         session.save(self._environ, response)
         if had_row and session.is_new:
             https = self._environ["wsgi.url_scheme"] == "https"
-            clear_cookie(response.headers, self._name, options.freeze(), https=https)
+            clear_cookie(response.headers, self._name, session.options.freeze(), https=https)
 
 
 session = cast("FlaskSession", flask.session)
@@ -394,7 +406,7 @@ def login_required(
 
 def _user_key(sessions: FlaskSessions | Store) -> str | None:
     store = sessions if isinstance(sessions, Store) else sessions.store
-    if not isinstance(session, FlaskSession) or session.pgstore._store is not store:
+    if not isinstance(session, FlaskSession) or not store.owns(session.pgstore):
         raise ConfigurationError("login_required was given other sessions than the app has")
     return session.user_key
 
@@ -410,6 +422,38 @@ def _answer_503(error: BackendError) -> ResponseReturnValue:
     current_app.logger.error("the session storage failed: %s", " ".join(str(error).split()))
     answer: ResponseReturnValue = current_app.handle_http_exception(ServiceUnavailable())
     return answer
+
+
+def _is_only_read(session: Session) -> bool:
+    """Tell whether a save would do no more than to move the session's end."""
+    if session._base is None or session._base.resend:
+        return False
+    rules = cast("Store", session._store)._rules
+    return isinstance(plan.decide(rules, session, None, None), plan.Touch)
+
+
+def _attributes_of(
+    name: str,
+    own: Options,
+    lifetime: int,
+    path: str,
+    domain: str | None,
+    secure: bool,
+    http_only: bool,
+    same_site: str | None,
+    partitioned: bool,
+) -> _Attributes:
+    options = Options(
+        path=own.path if path == "/" else path,
+        domain=domain or own.domain,
+        max_age=lifetime,
+        secure=secure or partitioned or own.partitioned or own.secure,
+        http_only=http_only and own.http_only,
+        same_site=cast("SameSite", same_site.title()) if same_site else own.same_site,
+        partitioned=partitioned or own.partitioned,
+    )
+    check_cookie_name(name, options)
+    return {True: options, False: replace(options, persistent=False)}
 
 
 def _replace(response: Response, answer: Response) -> None:

@@ -10,6 +10,7 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
+from ..devices import format_sessions
 from ..errors import PGStoreError
 from ..store import Store
 from .flask_settings import open_store_of
@@ -27,21 +28,21 @@ commands = AppGroup("sessions", help="List and end sessions, and look after thei
 def _list(user: str) -> None:
     """List the live sessions of USER, the newest sign-in first."""
     with _store() as store:
-        for session in store.sessions_of(user):
-            seen = session.seen_on.isoformat(" ", "seconds")
-            click.echo(f"{session.handle}  {seen}  {session.ip or '-'}  {session.agent}")
+        click.echo(format_sessions(store.sessions_of(user)), nl=False)
 
 
 @commands.command("revoke")
-@click.option("--handle", help="The one session with this handle, as 'list' shows it.")
+@click.option("--handle", help="The one with this handle, as 'list' shows it.")
 @click.option("--user", help="All sessions of this user.")
 def _revoke(handle: str | None, user: str | None) -> None:
-    """End sessions at once, and print how many."""
+    """End sessions at once. The exit code is 1 if there is none with the handle."""
     if (handle is None) == (user is None):
         raise click.UsageError("Give either --handle or --user.")
     with _store() as store:
         ended = store.revoke(handle or "") if user is None else store.revoke_user(user)
-        click.echo(int(ended))
+    click.echo(f"revoked {ended:d}")
+    if not ended and user is None:
+        raise SystemExit(1)
 
 
 @commands.command("cleanup")

@@ -32,7 +32,8 @@ def open_store_of(app: Flask, **settings: Any) -> Store:
     if not keys:
         raise ConfigurationError("no key: set SECRET_KEY or PGSTORE_KEYS in the app's config")
     defaults = {"options": Options(max_age=lifetime_of(app))}
-    return open_store(url, *keys, **(defaults | app.config.get("PGSTORE_SETTINGS", {}) | settings))
+    own = app.config.get("PGSTORE_SETTINGS") or {}
+    return open_store(url, *keys, **{**defaults, **own, **settings})
 
 
 def _keys(app: Flask) -> list[bytes | None]:

@@ -7,11 +7,12 @@ steps that were applied are recorded.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from importlib.resources import files
 
-__all__ = ["Schema", "Step", "grants"]
+__all__ = ["Schema", "Step", "grants", "lock_number", "statements"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Schema:
     """The schema files of one database engine."""
 
     def __init__(self, engine: str) -> None:
+        self._quote = "`" if engine == "mysql" else '"'
         found = []
         for file in files(__package__).joinpath(engine).iterdir():
             if match := re.fullmatch(r"(\d{4})_\w+\.sql", file.name):
@@ -45,33 +47,60 @@ class Schema:
 
         Both names are plain identifiers (`pgstore.rows.check_table`).
         """
-        names = _names(table, db_schema)
+        names = _names(table, db_schema, self._quote)
         parts = [self._log.text.format(**names)]
         for step in self.steps:
             if step.version > after:
-                parts.append(step.text.format(**names))
-                parts.append(
-                    f"INSERT INTO {names['log']} (version, oldest_code) "
-                    f"VALUES ({step.version}, {step.oldest_code});\n"
-                )
+                parts += [step.text.format(**names), _record(step, names)]
         return "\n".join(parts)
 
+    def record(self, table: str, *, db_schema: str | None = None) -> str:
+        """Return the SQL that records the newest version of a table that was made without it."""
+        names = _names(table, db_schema, self._quote)
+        return "\n".join([self._log.text.format(**names), _record(self.steps[-1], names)])
 
-def grants(table: str, role: str, *, db_schema: str | None = None) -> str:
-    """Return PostgreSQL's statements that give a role what an application needs on the table.
 
-    All three names are plain identifiers. USAGE on the schema is among it when one is named.
+def grants(table: str, role: str, *, db_schema: str | None = None, engine: str = "postgres") -> str:
+    """Return the statements that give a role what an application needs on the table.
+
+    All three names are plain identifiers; ``engine`` is ``"postgres"`` or ``"mysql"``. In
+    PostgreSQL, USAGE on the schema is among it when one is named.
     """
-    text = files(__package__).joinpath("postgres", "grants.sql").read_text("utf-8")
+    text = files(__package__).joinpath(engine, "grants.sql").read_text("utf-8")
+    if engine == "mysql":
+        return text.format(role=f"`{role}`", **_names(table, db_schema, "`"))
     usage = "" if db_schema is None else f'GRANT USAGE ON SCHEMA "{db_schema}" TO "{role}";\n'
-    return text.format(role=f'"{role}"', **_names(table, db_schema)) + usage
+    return text.format(role=f'"{role}"', **_names(table, db_schema, '"')) + usage
 
 
-def _names(table: str, db_schema: str | None) -> dict[str, str]:
-    prefix = "" if db_schema is None else f'"{db_schema}".'
+def statements(text: str) -> list[str]:
+    """Return the statements of a schema's text one by one, for drivers that take no more."""
+    # Comments hold the only other semicolons.
+    bare = re.sub(r"--.*", "", text)
+    return [part.strip() for part in bare.split(";") if part.strip()]
+
+
+def lock_number(purpose: str, table: str, db_schema: str | None) -> int:
+    """Return the number of PostgreSQL's advisory lock on a table for ``purpose``."""
+    text = f"pgstore {purpose} {db_schema or ''}.{table}"
+    return int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8], "big", signed=True)
+
+
+def _record(step: Step, names: dict[str, str]) -> str:
+    return (
+        f"INSERT INTO {names['log']} (version, oldest_code) "
+        f"VALUES ({step.version}, {step.oldest_code});\n"
+    )
+
+
+def _names(table: str, db_schema: str | None, quote: str) -> dict[str, str]:
+    def quoted(name: str) -> str:
+        return f"{quote}{name}{quote}"
+
+    prefix = "" if db_schema is None else f"{quoted(db_schema)}."
     return {
-        "table": f'{prefix}"{table}"',
-        "log": f'{prefix}"{table}_schema"',
-        "gc_index": f'"{table}_gc_after"',
-        "user_index": f'"{table}_user_key"',
+        "table": prefix + quoted(table),
+        "log": prefix + quoted(f"{table}_schema"),
+        "gc_index": quoted(f"{table}_gc_after"),
+        "user_index": quoted(f"{table}_user_key"),
     }

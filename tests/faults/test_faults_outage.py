@@ -18,6 +18,7 @@ import pytest
 
 from pgstore import BackendError, PGStore, merge
 from pgstore.embedded import PostgresServer, temporary
+from support.contract import each_connection
 from support.stores import KEYS, Browser, PostgresLab, Visit
 from support.writers import Writers
 
@@ -115,16 +116,10 @@ def fill_pool(store: PGStore, size: int) -> Browser:
     browser = Browser()
     with browser.visit(store) as session:
         session["x"] = 0
-    pool = store.backend._pool  # type: ignore[attr-defined]
-    wires = [pool.get() for _ in range(size)]
-    pids = {wire.connection.info.backend_pid for wire in wires}
-    assert len(pids) == size
-    for wire in wires:
-        pool.put(wire)
-    for value in [0, 1] * size:
-        # The pool hands out the connection that has rested longest.
-        with browser.visit(store) as session:
-            session["x"] = value
+    for _ in each_connection(store, size):
+        for value in (0, 1):
+            with browser.visit(store) as session:
+                session["x"] = value
     return browser
 
 

@@ -426,6 +426,25 @@ def test_a_save_when_everything_is_silent(
     assert Visit(known, store).session["hits"] in (1, 2)
 
 
+@pytest.mark.parametrize("save", [False, True], ids=["get", "save"])
+def test_a_network_that_loses_every_statement(
+    make: Callable[..., PGStore], proxy: HoldingProxy, save: bool
+) -> None:
+    """A statement that is lost on each new connection is not tried again without end."""
+    store, browser = make(pool_size=20), Browser()
+    with browser.visit(store) as session:
+        session["x"] = 1
+    visit = Visit(browser, store)
+    visit.session["x"] = 2
+    proxy.kill()
+    proxy.latency, proxy.lose_each = 0.2, b"pgstore_"
+    begin = time.monotonic()
+    with pytest.raises(BackendError) as caught:
+        visit.save() if save else Visit(browser, store)
+    assert time.monotonic() - begin < 2 * LIMIT + MARGIN
+    assert not caught.value.outcome_unknown
+
+
 def can_read(store: PGStore, browser: Browser) -> bool:
     try:
         Visit(browser, store)
@@ -545,11 +564,10 @@ def test_a_crowd_at_an_exhausted_pool(make: Callable[..., PGStore], proxy: Holdi
     pool = store.backend._pool  # type: ignore[attr-defined]
     for wire in [pool.get(), pool.get()]:
         pool.put(wire)
-    pool = pool._pool
     with ThreadPoolExecutor(8) as threads:
         proxy.stall = True
         slow = [threads.submit(Visit, browser, store) for _ in range(2)]
-        wait_until(lambda: pool.get_stats()["pool_available"] == 0)
+        wait_until(lambda: not pool._free)
 
         def refused(_: int) -> tuple[str, float]:
             begin = time.monotonic()
@@ -568,4 +586,4 @@ def test_a_crowd_at_an_exhausted_pool(make: Callable[..., PGStore], proxy: Holdi
         assert {v.session["x"] for v in threads.map(lambda _: Visit(browser, store), range(8))} == {
             1
         }
-    assert pool.get_stats()["pool_size"] <= 2
+    assert pool._open <= 2

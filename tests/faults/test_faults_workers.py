@@ -185,3 +185,46 @@ def test_a_greenlet_that_is_given_up(
         print(file=process.stdin, flush=True)
         assert process.stdout.read().split() == ["1", "0"]
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("patch", ["monkey.patch_all()", "monkey.patch_all(thread=False)"])
+def test_threads_beside_greenlets(pg_lab: PostgresLab, patch: str) -> None:
+    """A connection goes from thread to thread under gevent, too, where each has its event loop."""
+    pg_lab.store()
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS.replace("PATCH", patch), pg_lab.dsn, pg_lab.schema],
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "40\n"), done.stderr
+
+
+THREADS = """
+import sys
+from gevent import monkey
+PATCH
+import gevent
+from pgstore import PGStore, merge
+from support.stores import KEYS, Browser, Visit
+
+def work():
+    for _ in range(5):
+        with browser.visit(store) as session:
+            session["n"] = session.get("n", 0) + 1
+
+store = PGStore(
+    sys.argv[1], *KEYS, db_schema=sys.argv[2], merge={"n": merge.add}, pool_size=4, schema="off"
+)
+browser = Browser()
+threads = gevent.get_hub().threadpool
+for _ in range(2):
+    work()
+    threads.apply(work)
+jobs = [threads.spawn(work) for _ in range(2)] + [gevent.spawn(work) for _ in range(2)]
+gevent.joinall(jobs, raise_error=True)
+print(Visit(browser, store).session["n"])
+store.close()
+"""

@@ -1,4 +1,4 @@
-"""A crowd on one session: threads in several processes that save at once, on PostgreSQL and SQLite.
+"""A crowd on one session: threads in several processes that save at once, on every real database.
 
 On PostgreSQL 8 threads in each of 4 processes save 500 times: 16,000 saves of one row.
 """
@@ -17,7 +17,9 @@ from pgstore import merge
 from pgstore.embedded import PostgresServer
 from support import crowd
 from support.crowd import MakeStore, Shown, Traced, Written, maker
+from support.mariadb import MariaDBServer, fresh_database
 from support.postgres import fresh_schema
+from support.sqlalchemy_labs import MariaDBLab
 from support.stores import Browser, Lab, PostgresLab, SQLiteLab, Visit
 
 # A load and an update; one more of each per lost race; after three the row's lock ends it.
@@ -40,13 +42,14 @@ class Size:
         return self.members * self.turns
 
 
-SIZES = {"sqlite": Size(4, 2, 50), "postgres": Size(4, 8, 500)}
+SIZES = {"sqlite": Size(4, 2, 50), "postgres": Size(4, 8, 500), "mariadb": Size(4, 4, 50)}
 # How many messages each thread adds.
 FLASHES = 25
 SETTINGS: dict[str, dict[str, Any]] = {
     # One file has one writer at a time.
     "sqlite": {"busy_timeout": 60.0},
     "postgres": {"pool_size": 1, "statement_timeout": 60.0, "pool_timeout": 60.0},
+    "mariadb": {"pool_size": 8, "statement_timeout": 60.0, "pool_timeout": 60.0},
 }
 
 
@@ -63,13 +66,18 @@ class Storage:
         return maker(self.lab, save_deadline=60.0, **SETTINGS[self.kind], **settings)
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(scope="module", params=["sqlite", "postgres", "mariadb"])
 def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
     size = SIZES[request.param]
     if request.param == "sqlite":
         folder = request.getfixturevalue("tmp_path_factory").mktemp("crowd")
         with SQLiteLab(folder / "sessions.db") as lab:
             yield Storage("sqlite", lab, size)
+        return
+    if request.param == "mariadb":
+        mariadb: MariaDBServer = request.getfixturevalue("mariadb")
+        with fresh_database(mariadb) as name, MariaDBLab(mariadb, name) as mariadb_lab:
+            yield Storage("mariadb", mariadb_lab, size)
         return
     server: PostgresServer = request.getfixturevalue("pg_server")
     with fresh_schema(server.dsn) as schema, PostgresLab(server.dsn, schema) as postgres_lab:

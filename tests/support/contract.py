@@ -11,6 +11,7 @@ import pytest
 from pgstore.backends.postgres import PostgresBackend
 from pgstore.backends.postgres_pool import OwnPool, Pool
 from pgstore.rows import Backend
+from pgstore.store import Store
 from pgstore.testing import BackendContract
 from support.postgres import NEWEST, PostgresServers, fresh_schema
 from support.stores import PostgresLab
@@ -49,3 +50,16 @@ class PostgresContract(BackendContract):
 
     def raw_shift(self, seconds: float) -> None:
         self.lab.pass_time(seconds)
+
+
+def each_connection(store: Store, size: int) -> Iterator[None]:
+    """Open ``size`` connections, and arrange for the next request to have one after another.
+
+    The pool hands out the one that came back last.
+    """
+    pool = store.backend._pool  # type: ignore[attr-defined]
+    wires = [pool.get() for _ in range(size)]
+    assert len({wire.connection.info.backend_pid for wire in wires}) == size
+    while wires:
+        pool.put(wires.pop())
+        yield

@@ -20,7 +20,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier, Lock
 from typing import Any
 
-from pgstore import PGStore, SQLiteStore, Store
+from pgstore import PGStore, SQLAlchemyStore, SQLiteStore, Store
+from support.sqlalchemy_labs import MariaDBLab
 from support.stores import KEYS, Browser, Lab, PostgresLab, SQLiteLab, Visit
 
 # A fork would take the threads' locks of the test run with it.
@@ -34,6 +35,8 @@ def maker(lab: Lab, **settings: Any) -> MakeStore:
     """Return what makes a store on the lab's storage, in this process or in another."""
     if isinstance(lab, PostgresLab):
         return partial(PGStore, lab.dsn, *KEYS, db_schema=lab.schema, **settings)
+    if isinstance(lab, MariaDBLab):
+        return partial(SQLAlchemyStore, lab.url, *KEYS, **settings)
     assert isinstance(lab, SQLiteLab)
     return partial(SQLiteStore, lab.path, *KEYS, **settings)
 

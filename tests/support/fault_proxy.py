@@ -9,6 +9,7 @@ It runs an event loop in a thread of its own. Attributes may be set at any time:
         proxy.kill()                  # reset every open connection now
         proxy.lose_reply_to = b"UPDATE"   # deliver what holds this, then reset before the answer
         proxy.lose_request = b"UPDATE"    # reset before what holds this is delivered
+        proxy.lose_each = b"UPDATE"       # reset so each time
         proxy.stop_listening()        # new connections are refused by the kernel
 """
 
@@ -31,6 +32,7 @@ class FaultProxy:
         self.refuse = False
         self.lose_reply_to: bytes | None = None
         self.lose_request: bytes | None = None
+        self.lose_each: bytes | None = None
         self.accepted = 0
         # Sync and Query messages that were forwarded: each asks for one answer and waits for it.
         self.round_trips = 0
@@ -122,6 +124,9 @@ class FaultProxy:
             await self._hold()
             if self.lose_request and self.lose_request in data:
                 self.lose_request = None
+                _reset(client)
+                raise ConnectionResetError
+            if self.lose_each and self.lose_each in data:
                 _reset(client)
                 raise ConnectionResetError
             lose = self.lose_reply_to is not None and self.lose_reply_to in data

@@ -45,6 +45,10 @@ class Lab:
     def make(self, *keys: bytes | None, **settings: Any) -> Store:
         raise NotImplementedError
 
+    def connect(self) -> Any:
+        """Return a connection of the database's driver, as `Store.using` takes it."""
+        raise NotImplementedError
+
     def rows(self) -> list[dict[str, Any]]:
         """Return every row, live or not, in the order of their keys."""
         raise NotImplementedError
@@ -99,6 +103,9 @@ class SQLiteLab(Lab):
     def make(self, *keys: bytes | None, pool_size: int = 0, **settings: Any) -> Store:
         return SQLiteStore(self.path, *keys, **settings)
 
+    def connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path)
+
     def rows(self) -> list[dict[str, Any]]:
         with closing(sqlite3.connect(self.path)) as connection:
             connection.row_factory = sqlite3.Row
@@ -130,6 +137,9 @@ class PostgresLab(Lab):
 
     def make(self, *keys: bytes | None, **settings: Any) -> Store:
         return PGStore(self.dsn, *keys, db_schema=self.schema, **settings)
+
+    def connect(self, **settings: Any) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.dsn, options=f"-c search_path={self.schema}", **settings)
 
     def rows(self) -> list[dict[str, Any]]:
         cursor = self._raw.cursor(row_factory=dict_row)
