@@ -62,6 +62,29 @@ def test_all_who_wait_learn_of_an_outage(
     assert (pool._open, pool._waiting) == (0, 0)
 
 
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_crowd_before_a_silent_host(
+    pg_server: PostgresServer, threads: ThreadPoolExecutor, hosts: int
+) -> None:
+    """Nobody waits for longer than for a connection of others and then for one of the own."""
+    with FaultProxy("127.0.0.1", pg_server.port) as proxy:
+        proxy.stall = True
+        addresses = ",".join(["127.0.0.1"] * hosts)
+        dsn = f"host={addresses} port={proxy.port} user=postgres dbname=postgres"
+        pool = OwnPool(dsn, size=2, statement_timeout=1.0, pool_timeout=1.0)
+
+        def refused(_: int) -> float:
+            begin = time.monotonic()
+            with pytest.raises(BackendError):
+                pool.get()
+            return time.monotonic() - begin
+
+        slowest = max(threads.map(refused, range(8)))
+        proxy.stall = False
+    assert slowest < 1.0 + hosts * 2.0 + 2.0  # libpq's least time to connect; a busy machine
+    assert (pool._open, pool._waiting) == (0, 0)
+
+
 def test_room_goes_to_who_can_use_it(pg_dsn: str, threads: ThreadPoolExecutor) -> None:
     """Who has failed to open a connection, and waits for one of the others, keeps nobody from
     opening one.
