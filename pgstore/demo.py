@@ -1,40 +1,24 @@
-"""The site of ``pgstore demo``: it shows its visitor the session, and what its row holds."""
+"""What runs the site of ``pgstore demo``: its keys, its database, and its server."""
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from werkzeug import Request, Response
-from werkzeug.exceptions import Forbidden, HTTPException
-from werkzeug.routing import Map, Rule
 from werkzeug.serving import WSGIRequestHandler, make_server
-from werkzeug.utils import redirect
 
-from . import merge
-from .demo_page import COUNTER, SECURITY_HEADERS, problem, session_page
 from .embedded import PostgresServer, UnreachableError, find_binaries
-from .errors import BackendError, ConfigurationError, SessionGone, SessionTooLong
-from .ids import generate_random_key, key_of
-from .session import Registry, Session
-from .store import Store
+from .errors import ConfigurationError
+from .ids import generate_random_key
 from .urls import engine_of, format_keys, open_store, parse_keys
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+__all__ = ["run"]
 
-__all__ = ["create_app", "run"]
-
-_log = logging.getLogger("pgstore")
-
-_COOKIE = "pgstore_demo"
 # A table of its own: in a database of the user's, the sessions of a real site may be next to it.
 _TABLE = "pgstore_demo"
 
@@ -45,14 +29,6 @@ _NAMES = {
     "mysql": "MySQL",
     "mariadb": "MariaDB",
 }
-
-
-def create_app(store: Store, *, database: str = "its store") -> WSGIApplication:
-    """Return the site as a WSGI application on ``store``, which stays the caller's to close.
-
-    ``database`` is what the page says it runs on.
-    """
-    return _Site(store, database)
 
 
 def run(
@@ -69,144 +45,27 @@ def run(
     ``data``, so that sessions outlive a restart. ``port`` 0 is any free one; the address is
     printed.
 
-    Raises `ConfigurationError` when it cannot listen there or use the folder, and what the database
-    raises.
+    Raises `ConfigurationError` without Flask, and when it cannot listen there or use the folder,
+    and what the database raises.
     """
+    try:
+        from . import demo_site
+    except ImportError as error:
+        if error.name != "flask":
+            raise
+        raise ConfigurationError("the demo wants Flask: pip install 'pgstore[demo]'") from error
     keys = _keys_in(data)
     with _listen(host, port) as listener, _database(url, data) as (url, database):
-        store = open_store(url, *keys, table=_TABLE, merge={COUNTER: merge.add})
+        store = open_store(url, *keys, table=_TABLE, merge=demo_site.MERGE)
         with store:
             store.cleanup()
-            app = create_app(store, database=database)
+            app = demo_site.create_app(store, database=database)
             server = make_server(
                 host, port, app, threaded=True, request_handler=_Handler, fd=listener.fileno()
             )
             shown = f"[{host}]" if ":" in host else host
             print(f"http://{shown}:{server.port}/ on {database}; Ctrl-C ends it", flush=True)
             server.serve_forever()
-
-
-# -- the site --------------------------------------------------------------------------------------
-
-
-class _Request(Request):
-    max_content_length = max_form_memory_size = 16 * 1024
-
-
-class _Site:
-    def __init__(self, store: Store, database: str) -> None:
-        self._store = store
-        self._database = database
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        request = _Request(environ)
-        try:
-            response = self._answer(request)
-        except HTTPException as error:
-            headers = error.get_headers(environ)
-            response = self._problem(error.code or 500, error.name, error.description or "")
-            response.headers.extend(h for h in headers if h[0] == "Allow")
-        except SessionGone:
-            # Another request ended the session, or renewed it: look again with the newest cookie.
-            response = redirect("/", 303)
-        except SessionTooLong as error:
-            response = self._problem(413, "Too much for one session", str(error))
-        except BackendError as error:
-            _log.warning("the demo's database failed: %s", error)
-            text = "The database does not answer. Nothing is known about your session: try again."
-            response = self._problem(503, "Service unavailable", text)
-            response.headers["Retry-After"] = "5"
-        response.headers.extend(SECURITY_HEADERS)
-        return response(environ, start_response)
-
-    def _answer(self, request: Request) -> Response:
-        action, _ = _ROUTES.bind_to_environ(request.environ).match()
-        if action is None:
-            return self._show(request)
-        _check_origin(request)
-        action(self._store.get(request, _COOKIE), request.form)
-        response = redirect("/", 303)
-        Registry.of(request).save(response)
-        return response
-
-    def _show(self, request: Request) -> Response:
-        session = self._store.get(request, _COOKIE)
-        # Showing a message consumes it; HEAD shows nothing.
-        flashes = session.flashes() if request.method == "GET" else []
-        response = Response(content_type="text/html; charset=utf-8")
-        response.headers["Cache-Control"] = "no-store"
-        Registry.of(request).save(response)
-        loaded = None
-        if not session.is_new:
-            key = key_of(session.handle)
-            assert key is not None
-            loaded = self._store.backend.load(key)
-        response.set_data(session_page(self._database, session, loaded, flashes))
-        return response
-
-    def _problem(self, status: int, title: str, text: str) -> Response:
-        html = problem(self._database, title, text)
-        return Response(html, status, content_type="text/html; charset=utf-8")
-
-
-def _check_origin(request: Request) -> None:
-    """Refuse a form that another site made the browser send.
-
-    No token in the forms, for it would have to be kept in a session: every visitor who only looks,
-    and every crawler, would get a row. Browsers say by themselves, in Origin, where a POST comes
-    from (Fetch standard, 3.2). SameSite=Lax alone would let the other ports of this host pass.
-    """
-    if request.headers.get("Origin", "").partition("://")[2] != request.host:
-        raise Forbidden("This form was not sent from this site's own page.")
-
-
-# -- what its buttons do ---------------------------------------------------------------------------
-
-
-def _count(session: Session, form: Any) -> None:
-    session[COUNTER] = session.get(COUNTER, 0) + 1
-
-
-def _set(session: Session, form: Any) -> None:
-    name, value = form["name"].strip(), form["value"]
-    if name in ("", COUNTER):
-        session.add_flash("A value needs a name, and “counter” is taken.")
-    else:
-        session[name] = value
-
-
-def _remove(session: Session, form: Any) -> None:
-    session.pop(form["name"], None)
-
-
-def _flash(session: Session, form: Any) -> None:
-    session.add_flash(form["text"].strip() or "An empty message.")
-
-
-def _renew(session: Session, form: Any) -> None:
-    if not session.is_new:
-        session.regenerate()
-        session.add_flash("Same row, new secret: the cookie so far opens nothing any more.")
-
-
-def _delete(session: Session, form: Any) -> None:
-    session.delete()
-
-
-_ROUTES = Map(
-    [
-        Rule("/", endpoint=None, methods=["GET"]),
-        *(
-            Rule(f"/{action.__name__[1:]}", endpoint=action, methods=["POST"])
-            for action in (_count, _set, _remove, _flash, _renew, _delete)
-        ),
-    ],
-    strict_slashes=False,
-    merge_slashes=False,
-)
-
-
-# -- running it ------------------------------------------------------------------------------------
 
 
 class _Handler(WSGIRequestHandler):

@@ -94,7 +94,11 @@ class Saving:
             row = self._send(self._backend, write)
         except BackendError as error:
             if not error.outcome_unknown:
-                raise
+                if self._unsure is None:
+                    raise
+                # This try did nothing, but the one before may still arrive.
+                self._session._unanswered = self._sent
+                raise self._unsure from error
             self._unsure = error
             return self._look(error)
         if row is not None:

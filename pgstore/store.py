@@ -156,10 +156,14 @@ class Store:
         self._is_https = HttpsCheck()
         self._hooks = Hooks()
         self._cleaner = Cleaner(backend, self._sweep_horizon, self._hooks)
-        if schema == "apply":
-            backend.apply_schema()
-        elif schema == "check":
-            backend.check_schema()
+        try:
+            if schema == "apply":
+                backend.apply_schema()
+            elif schema == "check":
+                backend.check_schema()
+        except BaseException:
+            backend.close()
+            raise
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._backend!r}>"

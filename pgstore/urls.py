@@ -101,7 +101,7 @@ def _parse_key(item: str, number: int, source: str) -> bytes | None:
 
 def _is_dialect(scheme: str) -> bool:
     try:
-        from .backends.sqlalchemy_engine import dialect_of
+        from .backends.sqlalchemy_urls import dialect_of
 
         dialect_of(f"{scheme}://")
     except (ImportError, ConfigurationError):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from support.servers import Client, serving
+from support.site import Page, Visitor
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -57,6 +58,16 @@ def test_falcon() -> None:
         assert json.loads(client.get("/cart").text) == {}
         assert client.request("DELETE", "/login").status == 204
         assert client.cookies == {}
+
+
+def test_flask() -> None:
+    """It is the demo's site: signing in, counting, and the device that one is."""
+    with example("flask_app.py") as client:
+        visitor = Visitor(lambda *args, **form: Page(*client.request(*args, **form)))
+        visitor.sign_in("alice")
+        assert visitor.post("/count") == "/"
+        assert visitor.count == 1
+        assert "This device" in visitor.look("/devices")
 
 
 def test_pyramid() -> None:

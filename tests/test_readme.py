@@ -18,6 +18,8 @@ README = (ROOT / "README.md").read_text("utf-8")
 _BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 EXAMPLES = [block for block in _BLOCKS if "import Flask" not in block]
 (FLASK_EXAMPLE,) = set(_BLOCKS) - set(EXAMPLES)
+# Of a link, and of a picture.
+_TARGET = r"""(?:\]\(|src(?:set)?=")([^)"#:]+)[)"]"""
 
 
 @pytest.fixture
@@ -123,5 +125,5 @@ def test_the_two_commands() -> None:
 def test_links_lead_somewhere() -> None:
     """Every relative link in README and docs names a file that exists."""
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
+        for target in re.findall(_TARGET, page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -20,9 +20,10 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from ..errors import BackendError, ConfigurationError, ConflictError, SchemaError
-from ..rows import Expiry, Loaded, PGSession, expiry_times
+from ..rows import Expiry, Loaded, PGSession, Stats, UserStats, expiry_times
 from ..sql import statements
-from .sqlalchemy_engine import Busy, Database, Held, Job, Lent, code_of, dialect_of
+from .sqlalchemy_engine import Database, Held, Job, Lent
+from .sqlalchemy_errors import Busy, is_refused
 from .sqlalchemy_tables import (
     COLUMNS,
     CONTENT,
@@ -34,6 +35,7 @@ from .sqlalchemy_tables import (
     mismatches,
     sessions_table,
 )
+from .sqlalchemy_urls import dialect_of
 
 __all__ = ["SQLAlchemyBackend", "schema_sql", "sessions_table"]
 
@@ -43,8 +45,6 @@ _MOST_SWAPS: Final = 100
 # Below every database's limit of parameters.
 _MOST_KEYS: Final = 500
 
-# An account's rights do not reach.
-_MAY_NOT: Final = {"42501", "1142", "1044"}
 _WITHOUT_DATA: Final = tuple(name for name in COLUMNS if name != "data")
 _STAMPS: Final = ("generation", "version", *TIMES)
 
@@ -84,7 +84,7 @@ class SQLAlchemyBackend:
         )
         self._dialect = database.dialect
         self._flavour = flavour_of(self._dialect, clock)
-        if db_schema is not None and database.is_sqlite:
+        if db_schema is not None and self._dialect.name == "sqlite":
             raise ConfigurationError("db_schema is for other databases: SQLite has no schemas")
         self._sql = _Statements(self._rows, self._flavour)
 
@@ -215,6 +215,28 @@ class SQLAlchemyBackend:
             return self._delete(job, others[max(spared, 0) :])
 
         return self._db.in_transaction(work)
+
+    def users(self, after: str | None, limit: int) -> list[UserStats]:
+        def work(job: Job) -> list[UserStats]:
+            if after is None:
+                found = self._read(job, self._sql.users, limit=limit)
+            else:
+                above = self._flavour.text_in(after)
+                found = self._read(job, self._sql.users_after, after=above, limit=limit)
+            return [
+                UserStats(self._flavour.text_out(user), count, self._flavour.time_out(seen))
+                for _, user, count, seen in found
+            ]
+
+        return self._db.run(work)
+
+    def stats(self) -> Stats:
+        def work(job: Job) -> Stats:
+            ((_, live, expired, oldest),) = self._read(job, self._sql.stats)
+            # What a table takes on disk each database says in another way, or not at all.
+            return Stats(live, expired, None, oldest and self._flavour.time_out(oldest))
+
+        return self._db.run(work)
 
     @contextmanager
     def locked(self, key: bytes) -> Iterator[SQLAlchemyBackend]:
@@ -430,7 +452,7 @@ class SQLAlchemyBackend:
                 raise
 
     def _not_applied(self, error: BackendError) -> BackendError:
-        if code_of(error.__cause__) in _MAY_NOT:
+        if is_refused(error.__cause__):
             return SchemaError(
                 f"this account may not create or change the table {self._rows}: run 'pgstore "
                 "schema apply' as one that may, or give what 'pgstore schema print' shows to "
@@ -492,6 +514,21 @@ class _Statements:
             .where(c.user_key == sa.bindparam("the_user"), live)
             .order_by(*newest)
         )
+        self.users = (
+            self.now.add_columns(c.user_key, sa.func.count(), sa.func.max(c.seen_on))
+            .where(c.user_key.is_not(None), live)
+            .group_by(c.user_key)
+            .order_by(c.user_key)
+            .limit(sa.bindparam("limit", type_=sa.Integer()))
+        )
+        self.users_after = self.users.where(
+            c.user_key > sa.bindparam("after", type_=c.user_key.type)
+        )
+        self.stats = self.now.add_columns(
+            sa.func.count(sa.case((live, 1))),
+            sa.func.count(sa.case((sa.not_(live), 1))),
+            sa.func.min(sa.case((live, c.created_on))),
+        ).select_from(rows)
         self.expired = (
             sa.select(*bare)
             .where(

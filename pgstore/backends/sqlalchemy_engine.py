@@ -1,8 +1,7 @@
-"""Running statements on a SQLAlchemy engine, ours or the caller's, and what its errors mean."""
+"""Running statements on a SQLAlchemy engine, ours or the caller's."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -12,28 +11,28 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.pool import NullPool, Pool, QueuePool
 
-from ..errors import BackendError, ConfigurationError, SchemaError
+from ..errors import BackendError, ConfigurationError
 from ..forks import in_forked_child
+from .sqlalchemy_errors import cause, is_lost, meaning, met_another
+from .sqlalchemy_urls import make_engine
 
-__all__ = ["Busy", "Database", "Held", "Job", "Lent", "code_of", "dialect_of"]
+__all__ = ["Database", "Held", "Job", "Lent"]
 
 T = TypeVar("T")
 
 # A statement that was refused because it met another, and did nothing, is run again.
 _MOST_TRIES: Final = 10
-_MET_ANOTHER: Final = {"40001", "40P01", "1020", "1213"}
-_MISSING: Final = {"42P01", "3F000", "42703", "1146", "1049", "1054"}
 # Of an engine of the caller's no time limit is known. A connection that died while it was idle
 # shows at once; a statement that failed later than this is not run again.
 _AT_ONCE_SECONDS: Final = 1.0
 
-_BUSY: Final = {"SQLITE_BUSY", "SQLITE_LOCKED", "55P03", "1205"}
-
-_EXTRAS: Final = {"pymysql": "mysql", "psycopg": "binary"}
-
-
-class Busy(BackendError):
-    """Another connection held a lock for too long. Nothing was done."""
+# How a transaction is begun that sees at each statement what was committed before it. SQLAlchemy
+# would set and reset the level over the network, and lose count of a connection that breaks then.
+_BEGIN: Final = {
+    "sqlite": ["BEGIN IMMEDIATE"],
+    "mysql": ["SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION"],
+    "mariadb": ["SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION"],
+}
 
 
 class Job:
@@ -64,6 +63,7 @@ class Job:
         self.has_written = True
         count = self.connection.execute(statement, values or {}).rowcount
         self._end()
+        self.has_written = count != 0
         return count
 
     def run(self, text: str) -> None:
@@ -115,7 +115,7 @@ class Database:
                 if value is not None and not (is_number and value > 0):
                     raise ConfigurationError(f"{name} must be a positive number, not {value!r}")
             self._late = statement_timeout or 5.0
-            self.engine = _make_engine(
+            self.engine = make_engine(
                 engine_or_url, pool_size or 10, self._late, pool_timeout or 5.0
             )
         elif isinstance(engine_or_url, sa.Engine):
@@ -133,11 +133,10 @@ class Database:
                 f"{type(engine_or_url).__name__}"
             )
         _check_engine(self.engine)
-        self.is_sqlite = self.engine.dialect.name == "sqlite"
-        # With SQLite, setting an isolation level for a moment would not leave the caller's
-        # connections as they were, and transactions cost next to nothing.
+        self._errors = (exc.SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error)
         self._each, self._several = self.engine, self.engine
-        if not self.is_sqlite:
+        self._begin = _BEGIN.get(self.engine.dialect.name, [])
+        if not self._begin:
             self._each = self.engine.execution_options(isolation_level="AUTOCOMMIT")
             self._several = self.engine.execution_options(isolation_level="READ COMMITTED")
         in_forked_child(self._after_fork)
@@ -151,23 +150,22 @@ class Database:
 
     def run(self, work: Callable[[Job], T]) -> T:
         """Do some work, each statement for itself, and again when nothing can have been done."""
-        for tries_left in reversed(range(_MOST_TRIES)):
+        for tries in range(1, _MOST_TRIES + 1):
             connection, job = None, None
             try:
                 connection = self._connect(self._each)
-                job = Job(connection, commit=self.is_sqlite)
+                job = Job(connection, commit=bool(self._begin) and not commits_each(connection))
                 return work(job)
-            except exc.SQLAlchemyError as error:
-                lost = job is not None and is_lost(error)
+            except self._errors as error:
                 written = job is not None and job.has_written
-                harmless = job is not None and lost and not written and not self._is_late(job)
-                if (harmless and tries_left == _MOST_TRIES - 1) or (
-                    tries_left and code_of(error) in _MET_ANOTHER
-                ):
+                if not written and self._died_idle(error, job, tries):
                     continue
-                raise meaning(error, self._table, unknown=lost and written) from _cause(error)
+                if met_another(error) and tries < _MOST_TRIES:
+                    continue
+                unknown = is_lost(error) and written
+                raise meaning(error, self._table, unknown=unknown) from cause(error)
             finally:
-                _let_go(connection)
+                self._let_go(connection)
         raise AssertionError("the last try returns or raises")
 
     @contextmanager
@@ -177,20 +175,21 @@ class Database:
         With SQLite it holds the write lock from the beginning. Leaving the block commits; an
         exception rolls back.
         """
-        connection, committing = None, False
+        connection = self._open()
+        committing = False
         try:
-            connection = self._connect(self._several)
-            if self.is_sqlite:
-                _begin_immediate(connection)
             yield Held(connection, self._table)
             committing = True
             connection.commit()
-        except exc.SQLAlchemyError as error:
-            unknown = committing and is_lost(error)
-            raise meaning(error, self._table, unknown=unknown) from _cause(error)
+        except BaseException as error:
+            if not committing:
+                self._roll_back(connection)
+            if isinstance(error, self._errors):
+                unknown = committing and is_lost(error)
+                raise meaning(error, self._table, unknown=unknown) from cause(error)
+            raise
         finally:
-            # What was not committed is rolled back.
-            _let_go(connection)
+            self._let_go(connection)
 
     def in_transaction(self, work: Callable[[Job], T]) -> T:
         """Do some work in one transaction, and again when it met another and was rolled back."""
@@ -199,7 +198,7 @@ class Database:
                 with self.transaction() as held:
                     return held.run(work)
             except BackendError as error:
-                if not tries_left or code_of(error.__cause__) not in _MET_ANOTHER:
+                if not (tries_left and met_another(error.__cause__)):
                     raise
         raise AssertionError("the last try returns or raises")
 
@@ -242,8 +241,50 @@ class Database:
             self._checked = True
         return connection
 
-    def _is_late(self, job: Job) -> bool:
-        return time.monotonic() - job.began >= self._late
+    def _open(self) -> sa.Connection:
+        """Return a connection on which a transaction has begun."""
+        for tries in range(1, _MOST_TRIES + 1):
+            connection, job, begun = None, None, False
+            try:
+                connection = self._connect(self._several)
+                job = Job(connection)
+                if self.engine.dialect.name == "sqlite":
+                    _end_what_reads(connection)
+                for text in self._begin:
+                    job.run(text)
+                if not self._begin:
+                    job.read(sa.select(sa.literal(1)))
+                begun = True
+                return connection
+            except self._errors as error:
+                if not self._died_idle(error, job, tries):
+                    raise meaning(error, self._table) from cause(error)
+            finally:
+                if not begun:
+                    self._let_go(connection)
+        raise AssertionError("the last try returns or raises")
+
+    def _died_idle(self, error: Exception, job: Job | None, tries: int) -> bool:
+        """Tell whether a connection was dead before it was used: the next one is a fresh one."""
+        late = job is not None and time.monotonic() - job.began >= self._late
+        return tries == 1 and job is not None and is_lost(error) and not late
+
+    def _roll_back(self, connection: sa.Connection) -> None:
+        try:
+            if self._begin:
+                # SQLAlchemy may take the driver's autocommit for no transaction.
+                connection.exec_driver_sql("ROLLBACK")
+            else:
+                connection.rollback()
+        except self._errors:
+            with suppress(*self._errors):
+                connection.invalidate()
+
+    def _let_go(self, connection: sa.Connection | None) -> None:
+        if connection is not None:
+            # What was to be done is done, or has failed: a connection that breaks now is dropped.
+            with suppress(*self._errors):
+                connection.close()
 
     def _after_fork(self) -> None:
         pool = self.engine.pool
@@ -269,7 +310,7 @@ class Held:
         try:
             return work(Job(self._connection))
         except exc.SQLAlchemyError as error:
-            raise meaning(error, self._table) from _cause(error)
+            raise meaning(error, self._table) from cause(error)
 
     def in_transaction(self, work: Callable[[Job], T]) -> T:
         return self.run(work)
@@ -306,7 +347,7 @@ class Lent(Held):
             raise BackendError("the block of using() has ended")
         if self._connection.closed:
             raise BackendError("the connection given to using() is closed")
-        if _commits_each(self._connection):
+        if commits_each(self._connection):
             raise ConfigurationError(
                 "the connection for using() is in autocommit: take one that begins a transaction"
             )
@@ -317,7 +358,8 @@ class Lent(Held):
         self._ended = True
 
 
-def _commits_each(connection: sa.Connection) -> bool:
+def commits_each(connection: sa.Connection) -> bool:
+    """Tell whether the driver commits each statement by itself."""
     if not connection.in_transaction():
         connection.begin()  # as SQLAlchemy does before each first statement
     raw: Any = connection.connection.driver_connection
@@ -329,146 +371,12 @@ def _commits_each(connection: sa.Connection) -> bool:
     return autocommit and not getattr(raw, "in_transaction", False)
 
 
-def _begin_immediate(connection: sa.Connection) -> None:
-    """Begin a transaction of SQLite's that holds the write lock."""
+def _end_what_reads(connection: sa.Connection) -> None:
+    """End the transaction that a listener of the caller's, or the driver, has begun by itself."""
     connection.begin()
     raw = connection.connection.driver_connection
-    # A listener of the caller's, or the driver, may have begun one that only reads so far.
     if getattr(raw, "in_transaction", False):
         connection.exec_driver_sql("ROLLBACK")
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def is_lost(error: exc.SQLAlchemyError) -> bool:
-    """Tell whether the connection is gone, and with it the answer."""
-    return isinstance(error, exc.DBAPIError) and error.connection_invalidated
-
-
-def code_of(error: BaseException | None) -> str:
-    """Return the database's own code for an error: SQLSTATE, MySQL's number, SQLite's name."""
-    orig = error.orig if isinstance(error, exc.StatementError) else error
-    first = orig.args[0] if orig is not None and orig.args else None
-    if isinstance(first, int):  # MySQL's, which says more than its SQLSTATE
-        return str(first)
-    for name in ("sqlstate", "pgcode", "sqlite_errorname"):
-        if isinstance(code := getattr(orig, name, None), str):
-            return code
-    return ""
-
-
-def meaning(error: exc.SQLAlchemyError, table: str, *, unknown: bool = False) -> BackendError:
-    """Return what an error means here, without the statement's values."""
-    code, text = code_of(error), _text(error)
-    if code in _MISSING or text.startswith(("no such table", "no such column")):
-        return SchemaError(
-            f"there is no table {table} that this code can use ({text}): run 'pgstore schema apply'"
-        )
-    if code in _BUSY:
-        return Busy(f"another connection held a lock for too long: {text}")
-    if isinstance(error, exc.TimeoutError):
-        return BackendError("no connection of the engine's became free in time")
-    return BackendError(f"the database failed: {text}", outcome_unknown=unknown)
-
-
-def _text(error: exc.SQLAlchemyError) -> str:
-    # SQLAlchemy's own text quotes the statement's values; so do the details of PostgreSQL's.
-    orig = error.orig if isinstance(error, exc.StatementError) else None
-    if orig is None:
-        return type(error).__name__
-    diagnosis = getattr(getattr(orig, "diag", None), "message_primary", None)
-    parts = [part for part in orig.args if isinstance(part, str)]
-    text = str(diagnosis or (parts[-1] if parts else "")).strip()
-    first = text.splitlines()[0] if text else type(orig).__name__
-    code = code_of(error)
-    return f"{first} [{code}]" if code else first
-
-
-def _cause(error: exc.SQLAlchemyError) -> BaseException:
-    """Return what may be shown in a traceback: SQLAlchemy's error would show the values."""
-    orig = error.orig if isinstance(error, exc.StatementError) else None
-    return orig if orig is not None else error
-
-
-def _let_go(connection: sa.Connection | None) -> None:
-    if connection is not None:
-        # What was to be done is done, or has failed: a connection that breaks now is dropped.
-        with suppress(exc.SQLAlchemyError):
-            connection.close()
-
-
-def dialect_of(url: str) -> sa.Dialect:
-    """Return the dialect of a URL, whose driver need not be installed."""
-    with _url_errors(url):
-        return sa.make_url(url).get_dialect()()
-
-
-def _make_engine(text: str, size: int, seconds: float, wait: float) -> sa.Engine:
-    with _url_errors(text):
-        url = sa.make_url(text)
-        dialect = url.get_dialect()
-        settings: dict[str, Any] = {
-            "hide_parameters": True,
-            "connect_args": _limits(url, dialect, seconds),
-        }
-        if dialect.name == "sqlite":
-            # Opening a file costs little, and no connection can cross a fork.
-            settings["poolclass"] = NullPool
-        else:
-            settings |= {
-                "isolation_level": "AUTOCOMMIT",
-                "skip_autocommit_rollback": True,
-                "pool_size": size,
-                "max_overflow": 0,
-                "pool_timeout": wait,
-            }
-        return sa.create_engine(url, **settings)
-
-
-@contextmanager
-def _url_errors(text: str) -> Iterator[None]:
-    """Turn what SQLAlchemy says of a URL into what would fit, without quoting the URL."""
-    try:
-        yield
-    except exc.NoSuchModuleError:
-        scheme = re.match(r"[\w+.-]+(?=://)", text)
-        raise ConfigurationError(
-            f"SQLAlchemy knows no dialect for {scheme[0] if scheme else 'this'}://: use "
-            "mysql+pymysql://…, mariadb+pymysql://… or postgresql+psycopg://…, or install the "
-            "package that brings the dialect"
-        ) from None
-    except ImportError as error:
-        name = str(error.name or "").partition(".")[0]
-        hint = f"pip install 'pgstore[{_EXTRAS[name]}]'" if name in _EXTRAS else f"install {name}"
-        if name == "MySQLdb":
-            hint = "write mysql+pymysql://… and pip install 'pgstore[mysql]'"
-        raise ConfigurationError(f"the URL's driver {name} is not installed: {hint}") from error
-    except (exc.ArgumentError, ValueError, TypeError):
-        raise ConfigurationError(
-            "this is no URL of SQLAlchemy's: write dialect+driver://user:password@host/database, "
-            "with user and password percent-encoded"
-        ) from None
-
-
-def _limits(url: sa.URL, dialect: type[sa.Dialect], seconds: float) -> dict[str, Any]:
-    """Return what bounds connecting and statements with a driver; what the URL says goes first."""
-    limits: dict[str, Any] = {}
-    if dialect.driver == "pymysql":
-        limits = {"connect_timeout": 5, "read_timeout": seconds, "write_timeout": seconds}
-    elif dialect.driver in ("psycopg", "psycopg2"):
-        # No limit for a server that is slow, but one for a network that is silent.
-        limits = {
-            "connect_timeout": 5,
-            "keepalives_idle": max(1, round(seconds)),
-            "keepalives_interval": 1,
-            "keepalives_count": 3,
-            "tcp_user_timeout": round(seconds * 1000),
-        }
-    elif dialect.name == "sqlite":
-        limits = {"timeout": seconds}
-    if dialect.driver == "psycopg":
-        # A pooler gives the server's side of a connection to other clients.
-        limits["prepare_threshold"] = None
-    return {name: value for name, value in limits.items() if name not in url.query}
 
 
 def _check_engine(engine: sa.Engine) -> None:

@@ -390,7 +390,9 @@ def mismatches(connection: sa.Connection, table: sa.Table) -> list[str]:
     return problems
 
 
-_SIZED: Final = re.compile(r"([A-Z][A-Z ]*?)(?:\((\d+)\))?( WITH TIME ZONE)?(?: COLLATE .*)?")
+_SIZED: Final = re.compile(
+    r"([A-Z][A-Z ]*?)(?:\((\d+)\))?( WITH TIME ZONE)?(?: UNSIGNED)?(?: COLLATE .*)?"
+)
 # In whose place another type will do, for it holds all that the first one does.
 _WIDER: Final = {
     "INTEGER": {"BIGINT"},
@@ -405,7 +407,7 @@ def _fits(have: str, want: str, dialect: str) -> bool:
         return _affinity(have) == _affinity(want)
     if dialect not in ("postgresql", *_MYSQL):
         return True
-    parts, wanted = _SIZED.match(have), _SIZED.match(want)
+    parts, wanted = _SIZED.fullmatch(have), _SIZED.fullmatch(want)
     assert wanted
     if not parts or parts[3] != wanted[3]:
         return False

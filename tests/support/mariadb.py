@@ -102,13 +102,15 @@ class MariaDBServer:
             self._process.kill()
             self._process.wait()
 
-    def connect(self, database: str | None = None) -> pymysql.Connection[Any]:
-        """Return a connection in autocommit, as an account with every right."""
+    def connect(
+        self, database: str | None = None, *, user: str = USER, password: str = PASSWORD
+    ) -> pymysql.Connection[Any]:
+        """Return a connection in autocommit, by default as an account with every right."""
         return pymysql.connect(
             host="127.0.0.1",
             port=self.port,
-            user=USER,
-            password=PASSWORD,
+            user=user,
+            password=password,
             database=database,
             autocommit=True,
             ssl_disabled=True,

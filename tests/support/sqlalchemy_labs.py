@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pymysql
 import sqlalchemy as sa
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
@@ -53,6 +56,17 @@ class MariaDBLab(Lab):
             cursor.execute(text, parameters)
             return list(cursor.fetchall())
 
+    def kill_connections(self) -> int:
+        """End every other connection to the database, as an administrator would; say how many."""
+        others = self.execute(
+            "SELECT id FROM information_schema.processlist WHERE db = %s AND id <> CONNECTION_ID()",
+            [self.database],
+        )
+        for other in others:
+            with suppress(pymysql.OperationalError):  # it has ended by itself
+                self.execute(f"KILL {other['id']}")
+        return len(others)
+
 
 class SQLAlchemyPostgresLab(PostgresLab):
     """A schema of PostgreSQL's, through SQLAlchemy."""
@@ -74,6 +88,11 @@ class SQLAlchemySQLiteLab(SQLiteLab):
 
     def make(self, *keys: bytes | None, **settings: Any) -> Store:
         return SQLAlchemyStore(self.url, *keys, **settings)
+
+    def execute(self, text: str) -> None:
+        """Run a statement over a connection of its own."""
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute(text)
 
 
 class OtherDialect(PGDialect_psycopg):
