@@ -150,6 +150,25 @@ def test_who_is_interrupted_passes_it_on(
     give_back(pool, wire)
 
 
+def test_closed_while_others_use_it_and_wait(pg_dsn: str, threads: ThreadPoolExecutor) -> None:
+    """Who waits is told at once; what is in use goes on, and is closed when it is given back."""
+    pool = ScriptedPool(pg_dsn, size=2)
+    wires = [pool.get()]
+    pool.script = [refuse]
+    failed = threads.submit(pool.get)
+    wait_until(lambda: pool._failed == 1)
+    wires.append(threads.submit(pool.get).result(10))
+    hopeful = threads.submit(pool.get)
+    wait_until(lambda: pool._waiting == 2)
+    pool.close()
+    for each in (failed, hopeful):
+        with pytest.raises(BackendError, match="closed"):
+            each.result(10)
+    assert [wire.is_alive() for wire in wires] == [True, True]
+    give_back(pool, *wires)
+    assert [wire.connection.closed for wire in wires] == [True, True]
+
+
 def test_a_signal_handler_may_use_the_pool(pg_dsn: str) -> None:
     """What runs between two lines of the pool's own (a signal's handler, a finalizer) may use it,
     and close it.
