@@ -11,7 +11,7 @@ store.save(request, response, session)
 from . import errors, merge
 from .agents import Agent
 from .codecs import Codec, Sealer, SecureCookie, codecs_from_pairs, decode_multi, encode_multi
-from .devices import UserSession
+from .devices import StoredSession, UserSession
 from .errors import (
     BackendError,
     ClientError,
@@ -34,6 +34,7 @@ from .rows import Backend, PGSession, Stats, UserStats
 from .serializers import TypedSerializer
 from .session import Registry, Session
 from .store import MemoryStore, PGStore, SQLAlchemyStore, SQLiteStore, Store
+from .tokens import TokenBackend, TokenStore
 from .urls import open_store, parse_keys
 
 __version__ = "0.1.0"
@@ -68,6 +69,9 @@ __all__ = [
     "SessionTooLong",
     "Stats",
     "Store",
+    "StoredSession",
+    "TokenBackend",
+    "TokenStore",
     "TypedSerializer",
     "UserSession",
     "UserStats",

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from queue import SimpleQueue
 from threading import Event
+from typing import Protocol
 
 from .errors import BackendError, ConfigurationError
 from .forks import in_forked_child
 from .hooks import Hooks
 from .options import seconds
-from .rows import Backend
+from .rows import PGSession
 
 __all__ = ["Cleaner", "SweepResult"]
 
@@ -37,14 +38,29 @@ class SweepResult:
     error: Exception | None = None
 
 
+class Sweepable(Protocol):
+    """What a `Cleaner` sweeps: a `Backend`, or another table."""
+
+    def sweep(self, limit: int, horizon: float) -> list[PGSession] | None: ...
+
+
 class Cleaner:
     """The sweeps of one store.
 
+    ``what`` is what the log calls the rows.
     ``horizon`` gives how far ahead of now, in seconds, the index is read (see `Backend.sweep`).
     Threads are daemons; they are started by `start` and `run` only.
     """
 
-    def __init__(self, backend: Backend, horizon: Callable[[], float], hooks: Hooks) -> None:
+    def __init__(
+        self,
+        backend: Sweepable,
+        horizon: Callable[[], float],
+        hooks: Hooks,
+        *,
+        what: str = "sessions",
+    ) -> None:
+        self._what = what
         self._backend = backend
         self._hooks = hooks
         self._horizon = horizon
@@ -79,7 +95,7 @@ class Cleaner:
         if pause == 0:
             done.set()
         else:
-            self._launch(_Loop(self, quit, done, pause, _log_result))
+            self._launch(_Loop(self, quit, done, pause, self._log))
         return quit, done
 
     def stop(self, quit: Event, done: Event) -> None:
@@ -92,7 +108,7 @@ class Cleaner:
     def run(self, stop: Event, interval: float | timedelta) -> Iterator[SweepResult]:
         """Sweep until ``stop`` is set, yielding a result per sweep; see `Store.run_cleanup`."""
         pause = _check_interval(interval)
-        results = _Results()
+        results = _Results(self._log)
         if pause == 0:
             results.put(None)
         else:
@@ -104,6 +120,16 @@ class Cleaner:
         self._closed = True
         for loop in list(self._loops):
             self.stop(loop.quit, loop.done)
+
+    def _log(self, result: SweepResult | None) -> None:
+        if result is None:
+            return
+        if result.error is not None:
+            _log.warning(
+                "deleting expired %s failed, and is tried again: %s", self._what, result.error
+            )
+        elif result.deleted:
+            _log.info("deleted %d expired %s", result.deleted, self._what)
 
     def _launch(self, loop: _Loop) -> None:
         if self._closed:
@@ -168,11 +194,12 @@ class _Loop:
 class _Results:
     """Holds the latest results for a reader who may never come."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Callable[[SweepResult | None], None]) -> None:
+        self._log = log
         self._queue: SimpleQueue[SweepResult | None] = SimpleQueue()
 
     def put(self, result: SweepResult | None) -> None:
-        _log_result(result)
+        self._log(result)
         if self._queue.qsize() >= _RESULTS_KEPT:
             self._queue.get()
         self._queue.put(result)
@@ -191,12 +218,3 @@ def _check_interval(interval: float | timedelta) -> float:
     if pause < 0 or pause > threading.TIMEOUT_MAX:
         raise ConfigurationError(f"interval must be 0 (off) or more seconds, not {pause:g}")
     return pause
-
-
-def _log_result(result: SweepResult | None) -> None:
-    if result is None:
-        return
-    if result.error is not None:
-        _log.warning("deleting expired sessions failed, and is tried again: %s", result.error)
-    elif result.deleted:
-        _log.info("deleted %d expired sessions", result.deleted)

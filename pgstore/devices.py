@@ -1,15 +1,16 @@
-"""The sessions of a user as a device list shows them."""
+"""Stored sessions as a device list and maintenance jobs see them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any, Self
 
 from .agents import Agent
 from .rows import PGSession
 
-__all__ = ["UserSession", "format_sessions"]
+__all__ = ["StoredSession", "UserSession", "format_sessions"]
 
 _TITLES = ("HANDLE", "SIGNED IN", "LAST SEEN", "EXPIRES", "ADDRESS", "AGENT", "META")
 
@@ -36,7 +37,7 @@ class UserSession:
     current: bool = False
 
     @classmethod
-    def of(cls, row: PGSession, *, current: bytes | None = None) -> UserSession:
+    def of(cls, row: PGSession, *, current: bytes | None = None, **more: Any) -> Self:
         """Return what may be shown of a stored row; ``current`` is the key of the own one."""
         assert row.created_on is not None
         assert row.seen_on is not None
@@ -52,7 +53,20 @@ class UserSession:
             agent=Agent(row.user_agent),
             meta=row.meta,
             current=row.key == current,
+            **more,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSession(UserSession):
+    """One live session as `Store.iterate` finds it, for maintenance jobs.
+
+    ``name`` is that of its cookie, ``values`` what it held when its row was read: to look at, for
+    changing it stores nothing.
+    """
+
+    name: str
+    values: Mapping[Any, Any] = field(repr=False)
 
 
 def format_sessions(sessions: Iterable[UserSession]) -> str:

@@ -191,6 +191,16 @@ def resume(
     return session
 
 
+def values_of(rules: Rules, row: PGSession) -> dict[Any, Any]:
+    """Return the values that a row holds. Raises `RowError` for one that cannot be read."""
+    contents, _, error = _open(rules, row)
+    if contents is None:
+        assert error is not None
+        raise error
+    loaded = rules.serializer.loads_all(contents.values.values())
+    return dict(zip(contents.values, loaded, strict=True))
+
+
 def client_of(environ: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """Return a request's address and user agent, as they came.
 

@@ -26,7 +26,7 @@ from .codecs import (
     sealers_from_pairs,
 )
 from .cookies import Headers, HttpsCheck, clear_cookie, set_cookie, vary_on_cookie
-from .devices import UserSession
+from .devices import StoredSession, UserSession
 from .errors import (
     BackendError,
     ConfigurationError,
@@ -489,6 +489,31 @@ class Store:
             after = rows[-1].key
         return counts
 
+    def iterate(self, *, batch: int = 500) -> Iterator[StoredSession]:
+        """Yield every live session with its values, for maintenance jobs.
+
+        ``batch`` rows are read at a time, in a statement of their own: no transaction stays open
+        meanwhile, and no connection is held. Sessions may come, change and go; each is yielded once
+        at most, as it was when it was read. One that cannot be read (`RowError`) is logged and
+        passed over. Raises `ConfigurationError` for a batch that is no positive number, and
+        `BackendError`.
+        """
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ConfigurationError(f"batch must be 1 or more rows, not {batch!r}")
+        return self._iterate(batch)
+
+    def _iterate(self, batch: int) -> Iterator[StoredSession]:
+        after: bytes | None = None
+        while rows := self._backend.scan(after, batch):
+            for row in rows:
+                try:
+                    values = plan.values_of(self._rules, row)
+                except RowError as refused:
+                    _log.warning("session %s was passed over: %s", row.handle, refused)
+                    continue
+                yield StoredSession.of(row, name=row.name, values=values)
+            after = rows[-1].key
+
     def _reseal_row(self, row: PGSession, *, check: bool) -> str:
         for _ in range(5):
             try:
@@ -705,15 +730,8 @@ class SQLAlchemyStore(Store):
         pool_timeout: float | None = None,
         **settings: Any,
     ) -> None:
-        try:
+        with needs_sqlalchemy("SQLAlchemyStore"):
             from .backends.sqlalchemy import SQLAlchemyBackend
-        except ModuleNotFoundError as error:
-            if error.name != "sqlalchemy":
-                raise
-            raise ConfigurationError(
-                "SQLAlchemyStore needs SQLAlchemy: pip install 'pgstore[sqlalchemy]', or "
-                "'pgstore[mysql]' with a driver for MySQL and MariaDB"
-            ) from error
         backend = SQLAlchemyBackend(
             engine_or_url,
             table=table,
@@ -724,6 +742,20 @@ class SQLAlchemyStore(Store):
             pool_timeout=pool_timeout,
         )
         super().__init__(backend, *keys, **settings)
+
+
+@contextmanager
+def needs_sqlalchemy(who: str) -> Iterator[None]:
+    """Turn SQLAlchemy's absence into an error that names what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "sqlalchemy":
+            raise
+        raise ConfigurationError(
+            f"{who} needs SQLAlchemy: pip install 'pgstore[sqlalchemy]', or 'pgstore[mysql]' with "
+            "a driver for MySQL and MariaDB"
+        ) from error
 
 
 class _Raw:

@@ -1,4 +1,7 @@
-"""The contract of `pgstore.rows.Backend` as a test suite, for people who write a backend.
+"""The contracts of backends as test suites, for people who write one.
+
+`BackendContract` is that of `pgstore.rows.Backend`, `TokenContract` that of
+`pgstore.tokens.TokenBackend`.
 
 Needs pytest. Subclass `BackendContract` in a test module, under a name that pytest collects:
 
@@ -24,15 +27,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final, TypeAlias, TypeVar
 
 import pytest
 
 from .errors import BackendError, ConfigurationError
 from .rows import Backend, Expiry, PGSession, UserStats, check_table
+from .tokens import TokenBackend
 
-__all__ = ["BackendContract"]
+__all__ = ["BackendContract", "TokenContract"]
 
 T = TypeVar("T")
 
@@ -786,6 +790,192 @@ class BackendContract:
         self.raw_shift(AGES)
         batches = at_once(4, lambda _: backend.sweep(5, 0.0))
         assert sum(len(batch or []) for batch in batches) == 20 - len(self.raw_rows()) > 0
+
+
+class TokenContract:
+    """Hold a backend to the text of `pgstore.tokens.TokenBackend`.
+
+    A subclass supplies three hooks, and a storage that is empty for each test.
+    """
+
+    def make_backend(self) -> TokenBackend:
+        """Return a backend on the test's storage; this call does not apply the schema.
+
+        All that one test makes share their rows. The tests close what they make.
+        """
+        raise NotImplementedError
+
+    def raw_rows(self) -> list[tuple[bytes, bytes, datetime]]:
+        """Read all rows without the backend: key, data and expiry, in the order of their keys."""
+        raise NotImplementedError
+
+    def raw_shift(self, seconds: float) -> None:
+        """Make all rows so much older without the backend: every expiry moves back."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def backend(self) -> Iterator[TokenBackend]:
+        backend = self.make_backend()
+        backend.apply_schema()
+        yield backend
+        backend.close()
+
+    def test_table(self, backend: TokenBackend) -> None:
+        """``table`` is the bare name."""
+        assert check_table(backend.table) == backend.table
+
+    def test_schema_applied_again(self, backend: TokenBackend) -> None:
+        """Applying a schema that is there changes no row, and the check is content with it."""
+        backend.commit(HASHES[0], b"data", HOUR)
+        before = self.raw_rows()
+        backend.apply_schema()
+        backend.check_schema()
+        assert self.raw_rows() == before
+
+    def test_schema_applied_by_many(self) -> None:
+        """Many may apply the schema to an empty storage at once."""
+        backends = [self.make_backend() for _ in range(8)]
+        at_once(8, lambda number: backends[number].apply_schema())
+        backends[0].commit(HASHES[0], b"data", HOUR)
+        for backend in backends:
+            backend.close()
+
+    def test_backends_share_rows(self, backend: TokenBackend) -> None:
+        """What one backend committed is there for others; closing one ends only that."""
+        other = self.make_backend()
+        other.commit(HASHES[0], b"data", HOUR)
+        other.close()
+        other.close()
+        assert backend.find(HASHES[0]) == b"data"
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+    def test_forked_child(self, backend: TokenBackend) -> None:
+        """The child of a fork uses the backend, and its parent goes on undisturbed."""
+        backend.commit(HASHES[0], b"data", HOUR)
+
+        def child() -> None:
+            assert backend.find(HASHES[0]) == b"data"
+            backend.commit(HASHES[1], b"other", HOUR)
+            backend.close()
+
+        assert in_fork(child) == 0
+        assert backend.find(HASHES[0]) == b"data"
+
+    @pytest.mark.parametrize("data", [b"", b"\x00'\"\\\xff", bytes(range(256)) * 4096])
+    def test_data_comes_back(self, backend: TokenBackend, data: bytes) -> None:
+        """Any bytes come back as they went in, a megabyte too, and are kept as they are."""
+        backend.commit(HASHES[0], data, HOUR)
+        assert backend.find(HASHES[0]) == data
+        assert [(key, kept) for key, kept, _ in self.raw_rows()] == [(HASHES[0], data)]
+
+    def test_nothing_there(self, backend: TokenBackend) -> None:
+        """A key without data is no error."""
+        assert backend.find(HASHES[0]) is None
+        backend.delete(HASHES[0])
+        assert self.raw_rows() == []
+
+    def test_keys_differ_by_any_byte(self, backend: TokenBackend) -> None:
+        """Each key has data of its own."""
+        for key in HASHES:
+            backend.commit(key, key[::-1], HOUR)
+        assert [backend.find(key) for key in HASHES] == [key[::-1] for key in HASHES]
+
+    def test_commit_replaces_data_and_expiry(self, backend: TokenBackend) -> None:
+        """A second commit leaves nothing of the first; the expiry moves in both directions."""
+        ends = []
+        for left in (1000.5, 5000.25, 10.125):
+            backend.commit(HASHES[0], b"%f" % left, timedelta(seconds=left))
+            ((_, data, expires_on),) = self.raw_rows()
+            assert data == backend.find(HASHES[0]) == b"%f" % left
+            ends.append(expires_on - timedelta(seconds=left))
+        # So much before its end each was committed, one after the other.
+        assert ends == sorted(ends)
+        assert ends[-1] - ends[0] < timedelta(seconds=60)
+
+    def test_commit_until(self, backend: TokenBackend) -> None:
+        """An expiry that is given as a time is kept exactly."""
+        backend.commit(HASHES[0], b"data", HOUR)
+        for until in (
+            datetime(2099, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+            datetime(2098, 7, 1, 2, 30, 0, 1, tzinfo=timezone(timedelta(hours=5, minutes=45))),
+        ):
+            backend.commit(HASHES[0], b"data", until)
+            ((_, _, expires_on),) = self.raw_rows()
+            assert expires_on == until
+        assert backend.find(HASHES[0]) == b"data"
+        backend.commit(HASHES[0], b"data", datetime(2001, 1, 1, tzinfo=UTC))
+        assert backend.find(HASHES[0]) is None
+
+    def test_expired(self, backend: TokenBackend) -> None:
+        """What has expired is not found, though it was not swept; a commit makes it anew."""
+        backend.commit(HASHES[0], b"data", HOUR)
+        self.raw_shift(3599)
+        assert backend.find(HASHES[0]) == b"data"
+        self.raw_shift(2)
+        assert backend.find(HASHES[0]) is None
+        assert backend.page(None, 10) == []
+        assert len(self.raw_rows()) == 1
+        backend.commit(HASHES[0], b"new", HOUR)
+        assert backend.find(HASHES[0]) == b"new"
+
+    def test_delete(self, backend: TokenBackend) -> None:
+        """A delete takes its row and no other; a commit after it brings the token back."""
+        for key in HASHES[:2]:
+            backend.commit(key, b"data", HOUR)
+        backend.delete(HASHES[0])
+        backend.delete(HASHES[0])
+        assert [key for key, _, _ in self.raw_rows()] == [HASHES[1]]
+        backend.commit(HASHES[0], b"again", HOUR)
+        assert backend.find(HASHES[0]) == b"again"
+
+    def test_page(self, backend: TokenBackend) -> None:
+        """Pages bring the live rows in the order of their keys' bytes, each once."""
+        backend.commit(bytes(31) + b"\x05", b"expired", timedelta(seconds=1))
+        self.raw_shift(2)
+        for key in reversed(HASHES):
+            backend.commit(key, key[:3], HOUR)
+        found: list[tuple[bytes, bytes]] = []
+        for size in (2, 2, 1, 0):
+            page = backend.page(found[-1][0] if found else None, 2)
+            assert len(page) == size
+            found += page
+        assert found == [(key, key[:3]) for key in HASHES]
+
+    def test_concurrent_commits(self, backend: TokenBackend) -> None:
+        """Many commits of one token all succeed, and one of them is what stays."""
+        at_once(8, lambda number: backend.commit(HASHES[0], b"%d" % number, HOUR))
+        assert backend.find(HASHES[0]) in [b"%d" % number for number in range(8)]
+        assert len(self.raw_rows()) == 1
+
+    def test_sweep(self, backend: TokenBackend) -> None:
+        """A sweep deletes what has expired, so much at a time, and nothing else."""
+        for key in HASHES[:4]:
+            backend.commit(key, b"data", timedelta(seconds=10))
+        backend.commit(HASHES[4], b"data", HOUR)
+        assert backend.sweep(10) == []
+        self.raw_shift(20)
+        swept: list[bytes] = []
+        for size in (3, 1, 0):
+            batch = backend.sweep(3)
+            assert batch is not None
+            assert len(batch) == size
+            swept += batch
+        assert sorted(swept) == HASHES[:4]
+        assert [key for key, _, _ in self.raw_rows()] == [HASHES[4]]
+
+    def test_concurrent_sweeps(self, backend: TokenBackend) -> None:
+        """Sweeps that meet count no row twice; at least one of them works."""
+        for number in range(20):
+            backend.commit(number.to_bytes(32, "big"), b"data", HOUR)
+        self.raw_shift(4000)
+        batches = at_once(4, lambda _: backend.sweep(5))
+        swept = [key for batch in batches for key in batch or []]
+        assert len(swept) == len(set(swept)) == 20 - len(self.raw_rows()) > 0
+
+
+HOUR: Final = timedelta(hours=1)
+# In the order of their bytes.
+HASHES: Final = [bytes(32), bytes(31) + b"\x01", b"\x7f" * 32, b"\x80" * 32, b"\xff" * 32]
 
 
 def add(backend: Backend, row: PGSession, expiry: Expiry = EXPIRY) -> PGSession:

@@ -12,7 +12,7 @@ from .codecs import pairs
 from .errors import ConfigurationError
 from .store import PGStore, SQLAlchemyStore, SQLiteStore, Store
 
-__all__ = ["Engine", "engine_of", "format_keys", "open_store", "parse_keys"]
+__all__ = ["Engine", "engine_of", "format_keys", "open_store", "parse_keys", "sqlite_path"]
 
 Engine = Literal["postgres", "sqlite", "sqlalchemy"]
 
@@ -47,7 +47,7 @@ def open_store(url: str, *keys: bytes | None, **settings: Any) -> Store:
         return SQLAlchemyStore(url, *keys, **settings)
     if settings.pop("db_schema", None) is not None:
         raise ConfigurationError("db_schema is for PostgreSQL: SQLite has no schemas")
-    return SQLiteStore(_sqlite_path(url), *keys, **settings)
+    return SQLiteStore(sqlite_path(url), *keys, **settings)
 
 
 def engine_of(url: str) -> Engine:
@@ -109,7 +109,8 @@ def _is_dialect(scheme: str) -> bool:
     return True
 
 
-def _sqlite_path(url: str) -> str:
+def sqlite_path(url: str) -> str:
+    """Return the path that a SQLite URL names. Raises `ConfigurationError` for another text."""
     rest = url.partition("://")[2]
     path = unquote(rest[1:])
     if not rest.startswith("/") or not path or "\0" in path:

@@ -9,6 +9,7 @@ import pytest
 
 import pgstore
 from pgstore.embedded import PostgresServer
+from support.contract_report import ContractReport
 from support.leaks import LeakWatch
 from support.mariadb import MariaDBServer, fresh_database
 from support.postgres import PostgresServers, fresh_schema, postgres_versions
@@ -34,6 +35,10 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(ContractReport())
 
 
 def pytest_report_header() -> list[str]:

@@ -17,6 +17,8 @@ from pgstore.testing import NO_TIMES, BackendContract, in_fork
 
 
 class TestMemoryBackend(BackendContract):
+    on = "memory"
+
     @pytest.fixture(autouse=True)
     def _storage(self) -> None:
         self.storage = MemoryBackend()

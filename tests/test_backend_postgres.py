@@ -20,11 +20,14 @@ from support.postgres import postgres_versions
 
 for _version in postgres_versions():
     _name = f"TestPostgreSQL{_version or ''}"
-    globals()[_name] = type(_name, (PostgresContract,), {"version": _version})
+    _on = f"PostgreSQL {_version or ''}".strip()
+    globals()[_name] = type(_name, (PostgresContract,), {"version": _version, "on": _on})
 
 
 class TestPoolerMode(PostgresContract):
     """With nothing prepared, as behind PgBouncer in transaction mode."""
+
+    on = "PostgreSQL, nothing prepared"
 
     def make_pool(self) -> Pool:
         return own_pool(self.lab.dsn, "transaction")
@@ -32,6 +35,8 @@ class TestPoolerMode(PostgresContract):
 
 class TestApplicationRole(PostgresContract):
     """As a role that has been given what ``pgstore schema grants`` prints, and no more."""
+
+    on = "PostgreSQL, as an application's role"
 
     @pytest.fixture(autouse=True)
     def _role(self, _storage: None) -> Iterator[None]:
@@ -51,6 +56,8 @@ class TestApplicationRole(PostgresContract):
 
 class TestBorrowedPool(PostgresContract):
     """Over a pool of the caller's, whose connections are not in autocommit."""
+
+    on = "PostgreSQL, over a pool of the caller's"
 
     @pytest.fixture(autouse=True)
     def _pools(self, _storage: None) -> Iterator[None]:

@@ -61,6 +61,8 @@ class SQLAlchemyContract(BackendContract):
 
 
 class TestSQLite(SQLAlchemyContract):
+    on = "SQLAlchemy on SQLite"
+
     @pytest.fixture(autouse=True)
     def _storage(self, tmp_path: Path) -> Iterator[None]:
         with SQLAlchemySQLiteLab(tmp_path / "sessions.db") as self.lab:
@@ -77,6 +79,8 @@ class TestSQLite(SQLAlchemyContract):
 
 
 class TestMariaDB(SQLAlchemyContract):
+    on = "SQLAlchemy on MariaDB"
+
     @pytest.fixture(autouse=True)
     def _storage(self, mariadb: MariaDBServer) -> Iterator[None]:
         with fresh_database(mariadb) as name, MariaDBLab(mariadb, name) as self.lab:
@@ -108,6 +112,7 @@ class TestUnknownDialect(PostgresThroughSQLAlchemy):
     It is PostgreSQL's, under another name.
     """
 
+    on = "SQLAlchemy on a dialect that is not known"
     version = NEWEST
 
     @pytest.fixture(autouse=True)
@@ -146,6 +151,8 @@ class CallersEngine(SQLAlchemyContract):
 class TestMariaDBCallersEngine(CallersEngine, TestMariaDB):
     """In transactions under REPEATABLE READ, and in a time zone of its own."""
 
+    on = "SQLAlchemy on MariaDB, an engine of the caller's"
+
     def make_engine(self) -> sa.Engine:
         engine = super().make_engine()
 
@@ -160,6 +167,7 @@ class TestMariaDBCallersEngine(CallersEngine, TestMariaDB):
 class TestPostgreSQLCallersEngine(CallersEngine, PostgresThroughSQLAlchemy):
     """In transactions that are serializable, and in a time zone of its own."""
 
+    on = "SQLAlchemy on PostgreSQL, an engine of the caller's"
     version = NEWEST
 
     def make_engine(self) -> sa.Engine:
@@ -172,6 +180,8 @@ class TestPostgreSQLCallersEngine(CallersEngine, PostgresThroughSQLAlchemy):
 class TestSQLiteCallersEngine(CallersEngine, TestSQLite):
     """With one thread's connection kept for the next, as SQLAlchemy does for files."""
 
+    on = "SQLAlchemy on SQLite, an engine of the caller's"
+
     def make_engine(self) -> sa.Engine:
         engine = sa.create_engine(self.lab.url, connect_args={"timeout": 30})
         self.engines.append(engine)
@@ -180,6 +190,8 @@ class TestSQLiteCallersEngine(CallersEngine, TestSQLite):
 
 class TestSQLiteCallersTransactions(TestSQLiteCallersEngine):
     """With the listeners that SQLAlchemy's manual has for transactions of SQLite's."""
+
+    on = "SQLAlchemy on SQLite, with listeners"
 
     def make_engine(self) -> sa.Engine:
         engine = super().make_engine()
@@ -197,4 +209,5 @@ class TestSQLiteCallersTransactions(TestSQLiteCallersEngine):
 
 for _version in postgres_versions():
     _name = f"TestPostgreSQL{_version or ''}"
-    globals()[_name] = type(_name, (PostgresThroughSQLAlchemy,), {"version": _version})
+    _on = f"SQLAlchemy on PostgreSQL {_version or ''}".strip()
+    globals()[_name] = type(_name, (PostgresThroughSQLAlchemy,), {"version": _version, "on": _on})

@@ -44,6 +44,8 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 class TestSQLiteBackend(BackendContract):
+    on = "SQLite"
+
     @pytest.fixture(autouse=True)
     def _storage(self, tmp_path: Path) -> None:
         self.path = tmp_path / "sessions.db"
@@ -68,6 +70,8 @@ class TestSQLiteBackend(BackendContract):
 
 class TestSQLiteBackendWithoutWAL(TestSQLiteBackend):
     """A file that its operator made, in the journal mode of the operator's choice."""
+
+    on = "SQLite, without WAL"
 
     @pytest.fixture(autouse=True)
     def _storage(self, tmp_path: Path) -> Iterator[None]:

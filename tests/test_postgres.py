@@ -21,6 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pgstore import BackendError, ConfigurationError, Options, PGStore, SchemaError
 from pgstore.backends import postgres, postgres_pool
 from pgstore.backends.postgres import PostgresBackend, schema_sql
+from pgstore.backends.postgres_formats import int8
 from pgstore.backends.postgres_pool import BorrowedPool, OwnPool
 from pgstore.backends.postgres_wire import Wire
 from pgstore.embedded import PostgresServer, temporary
@@ -736,8 +737,7 @@ def test_one_process_sweeps_at_a_time(pg_lab: PostgresLab) -> None:
     backend = store.backend
     assert isinstance(backend, PostgresBackend)
     with backend._transaction() as leader:
-        number = postgres._lock_number("sweep", backend._names)
-        leader._run(backend._sql.lead, [postgres._int8(number)])
+        leader._run(backend._sql.lead, [int8(backend._lock("sweep"))])
         assert backend.sweep(10, 0.0) is None
         assert store.delete_expired() == 0
     assert backend.sweep(10, 0.0) == []

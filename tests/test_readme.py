@@ -52,6 +52,33 @@ def test_the_middleware(handler: dict[str, Any], pg_lab: PostgresLab) -> None:
     assert len(pg_lab.rows()) == 1
 
 
+def test_the_bearer_tokens(handler: dict[str, Any], pg_lab: PostgresLab) -> None:
+    """The API with bearer tokens signs in, counts calls, and signs out, in about 30 lines."""
+    (example,) = (example for example in EXAMPLES if "TokenStore" in example)
+    assert len(example.splitlines()) <= 32
+    exec(compile(example, "README.md", "exec"), handler)
+    client = Client(handler["api"])
+
+    def call(path: str, token: str | None, **form: str) -> tuple[int, str, str | None]:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        response = client.post(path, headers=headers, data=form)
+        return response.status_code, response.text, response.headers.get("X-Session-Token")
+
+    with handler["tokens"]:
+        status, text, alice = call("/sign-in", None, user="alice")
+        assert (status, text) == (200, "alice, call 1\n")
+        assert call("/", alice) == (200, "alice, call 2\n", alice)
+        _, _, bob = call("/sign-in", None, user="bob")
+        assert call("/", bob) == (200, "bob, call 2\n", bob)
+        for stranger in (None, "", "guessed"):
+            assert call("/", stranger) == (401, "sign in first\n", None)
+        (stored,) = pg_lab._raw.execute("SELECT count(*) FROM http_tokens").fetchone() or ()
+        assert stored == 2
+        assert call("/sign-out", alice) == (200, "bye\n", None)
+        assert call("/", alice) == (401, "sign in first\n", None)
+        assert call("/", bob) == (200, "bob, call 3\n", bob)
+
+
 def test_the_other_examples(handler: dict[str, Any], pg_lab: PostgresLab) -> None:
     """The other examples run as they are printed, with the names of the text."""
     request: dict[str, Any] = {"wsgi.url_scheme": "http"}
@@ -64,6 +91,7 @@ def test_the_other_examples(handler: dict[str, Any], pg_lab: PostgresLab) -> Non
         exec(compile(example, "README.md", "exec"), names)
         if names["store"] not in pg_lab._stores:
             pg_lab._stores.append(names["store"])
+    names["tokens"].close()
     assert "session=;" in response["Set-Cookie"]
     with pg_lab.connect() as connection:
         audit = connection.execute("SELECT * FROM audit").fetchall()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,10 @@ from typing import Any
 import pymysql
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
+from alembic.autogenerate import produce_migrations, render_python_code
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.pool import StaticPool
 
 from pgstore import (
@@ -396,9 +400,10 @@ def test_a_table_of_the_callers_metadata(sa_lab: Any, make_engine: Engines) -> N
             for i in inspector.get_indexes("http_sessions", schema=schema)
         ]
         key = inspector.get_pk_constraint("http_sessions", schema=schema)["constrained_columns"]
-        options = inspector.get_table_options("http_sessions", schema=schema)
-        options = {name: options.get(name) for name in ("mysql_engine", "sqlite_strict")}
-        return columns, sorted(indexes), key, options
+        options = {}
+        if engine.name == "mysql":
+            options = inspector.get_table_options("http_sessions", schema=schema)
+        return columns, sorted(indexes), key, options.get("mysql_engine")
 
     metadata = sa.MetaData()
     table = sessions_table(metadata, schema=schema)
@@ -409,6 +414,29 @@ def test_a_table_of_the_callers_metadata(sa_lab: Any, make_engine: Engines) -> N
     metadata.drop_all(engine)
     sa_lab.store()
     assert portrait() == theirs
+
+
+def test_alembic(sa_lab: Any, make_engine: Engines) -> None:
+    """What Alembic writes by itself for sessions_table() runs, and makes what the store wants."""
+    metadata = sa.MetaData()
+    sessions_table(metadata, schema=schema_of(sa_lab))
+
+    def is_ours(name: str | None, kind: str, parents: object) -> bool:
+        return name == {"schema": schema_of(sa_lab), "table": "http_sessions"}.get(kind, name)
+
+    with make_engine(sa_lab.url).connect() as connection:
+        options = {"compare_type": True, "include_schemas": True, "include_name": is_ours}
+        context = MigrationContext.configure(connection, opts=options)
+
+        def changes() -> Any:
+            return produce_migrations(context, metadata).upgrade_ops
+
+        script = render_python_code(changes())
+        names = {"op": Operations(context), "sa": sa, "mysql": mysql, "postgresql": postgresql}
+        exec(textwrap.dedent(script.replace("# ###", "    # ###")), names)
+        connection.commit()
+        assert changes().ops == []
+    assert count(sa_lab.store(schema="check"), Browser()) == 1
 
 
 def test_a_table_of_ones_own_migrations_may_be_applied_to(

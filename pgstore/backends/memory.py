@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import ConfigurationError
 from ..forks import in_forked_child
 from ..rows import Expiry, Loaded, PGSession, Stats, UserStats, check_table, expiry_times
+from .memory_tokens import MemoryTokens
 
 __all__ = ["MemoryBackend"]
 
@@ -30,6 +31,7 @@ class MemoryBackend:
         self.table = check_table(table)
         self._clock = clock
         self._rows: dict[bytes, PGSession] = {}
+        self._tokens: dict[str, MemoryTokens] = {}
         self._make_locks()
         # A fork copies a lock as it is, but not the thread that holds it and would release it.
         in_forked_child(self._make_locks)
@@ -190,6 +192,10 @@ class MemoryBackend:
             begun = [row.created_on for key, row in self._rows.items() if self._live(key, now)]
             oldest = min((time for time in begun if time), default=None)
             return Stats(len(begun), len(self._rows) - len(begun), None, oldest)
+
+    def tokens(self, table: str, db_schema: str | None = None) -> MemoryTokens:
+        """Return where the data of tokens lives: with this object, by its clock."""
+        return self._tokens.setdefault(table, MemoryTokens(table, clock=self._clock))
 
     def apply_schema(self) -> None:
         """Do nothing: there is no table."""

@@ -8,7 +8,6 @@ out before anything was written.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -16,40 +15,34 @@ from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.exc import IntegrityError
 
-from ..errors import BackendError, ConfigurationError, ConflictError, SchemaError
+from ..errors import ConflictError
 from ..rows import Expiry, Loaded, PGSession, Stats, UserStats, expiry_times
-from ..sql import statements
-from .sqlalchemy_engine import Database, Held, Job, Lent
-from .sqlalchemy_errors import Busy, is_refused
+from .sqlalchemy_engine import Database, Job, Lent
+from .sqlalchemy_schema import sql_of
+from .sqlalchemy_table import SQLAlchemyTable
 from .sqlalchemy_tables import (
     COLUMNS,
     CONTENT,
-    KNOWN,
     TEXTS,
     TIMES,
     Flavour,
-    flavour_of,
-    mismatches,
     sessions_table,
 )
-from .sqlalchemy_urls import dialect_of
+from .sqlalchemy_tokens import SQLAlchemyTokens
 
 __all__ = ["SQLAlchemyBackend", "schema_sql", "sessions_table"]
 
-_TOO_FAST: Final = f"other writers were faster {100} times; nothing was written"
 # Each time somebody else got through. Only where a transaction goes on seeing what was, nobody did.
 _MOST_SWAPS: Final = 100
-# Below every database's limit of parameters.
-_MOST_KEYS: Final = 500
+_TOO_FAST: Final = f"other writers were faster {_MOST_SWAPS} times; nothing was written"
 
 _WITHOUT_DATA: Final = tuple(name for name in COLUMNS if name != "data")
 _STAMPS: Final = ("generation", "version", *TIMES)
 
 
-class SQLAlchemyBackend:
+class SQLAlchemyBackend(SQLAlchemyTable):
     """Keep rows in a database that SQLAlchemy speaks to.
 
     ``engine_or_url``: an engine stays the caller's, who closes it, and nothing is changed on it; it
@@ -72,28 +65,15 @@ class SQLAlchemyBackend:
         statement_timeout: float | None = None,
         pool_timeout: float | None = None,
     ) -> None:
-        self._rows = sessions_table(sa.MetaData(), name=table, schema=db_schema)
-        self._db: Database | Held
-        self._db = database = Database(
+        super().__init__(
             engine_or_url,
-            table=str(self._rows),
-            check=lambda connection: self._flavour.check_connection(connection),
+            sessions_table(sa.MetaData(), name=table, schema=db_schema),
+            clock=clock,
             pool_size=pool_size,
             statement_timeout=statement_timeout,
             pool_timeout=pool_timeout,
         )
-        self._dialect = database.dialect
-        self._flavour = flavour_of(self._dialect, clock)
-        if db_schema is not None and self._dialect.name == "sqlite":
-            raise ConfigurationError("db_schema is for other databases: SQLite has no schemas")
         self._sql = _Statements(self._rows, self._flavour)
-
-    def __repr__(self) -> str:
-        return f"<SQLAlchemyBackend {self._rows} {self._db!r}>"
-
-    @property
-    def table(self) -> str:
-        return self._rows.name
 
     # -- a request's verbs
 
@@ -204,6 +184,28 @@ class SQLAlchemyBackend:
     def of_user(self, user_key: str) -> list[PGSession]:
         return self._db.run(partial(self._of_user, user_key=user_key))
 
+    def users(self, after: str | None, limit: int) -> list[UserStats]:
+        def work(job: Job) -> list[UserStats]:
+            statement, values = self._sql.users, {"limit": limit}
+            if after is not None:
+                statement = statement.where(self._rows.c.user_key > sa.bindparam("after"))
+                values["after"] = self._flavour.text_in(after)
+            text, time = self._flavour.text_out, self._flavour.time_out
+            found = job.read(statement, values | self._flavour.bind_now(job))
+            return [UserStats(text(row[0]), row[1], time(row[2])) for row in found]
+
+        return self._db.run(work)
+
+    def stats(self) -> Stats:
+        def work(job: Job) -> Stats:
+            counts = job.read(self._sql.counts, self._flavour.bind_now(job))
+            live, expired, oldest = counts[0]
+            if oldest is not None:
+                oldest = self._flavour.time_out(oldest)
+            return Stats(live, expired, self._flavour.size(job, self._rows), oldest)
+
+        return self._db.run(work)
+
     def delete_of_user(
         self, user_key: str, *, keep: bytes | None = None, newest: int = 0
     ) -> list[PGSession]:
@@ -216,28 +218,6 @@ class SQLAlchemyBackend:
 
         return self._db.in_transaction(work)
 
-    def users(self, after: str | None, limit: int) -> list[UserStats]:
-        def work(job: Job) -> list[UserStats]:
-            if after is None:
-                found = self._read(job, self._sql.users, limit=limit)
-            else:
-                above = self._flavour.text_in(after)
-                found = self._read(job, self._sql.users_after, after=above, limit=limit)
-            return [
-                UserStats(self._flavour.text_out(user), count, self._flavour.time_out(seen))
-                for _, user, count, seen in found
-            ]
-
-        return self._db.run(work)
-
-    def stats(self) -> Stats:
-        def work(job: Job) -> Stats:
-            ((_, live, expired, oldest),) = self._read(job, self._sql.stats)
-            # What a table takes on disk each database says in another way, or not at all.
-            return Stats(live, expired, None, oldest and self._flavour.time_out(oldest))
-
-        return self._db.run(work)
-
     @contextmanager
     def locked(self, key: bytes) -> Iterator[SQLAlchemyBackend]:
         with self._db.transaction() as held:
@@ -246,20 +226,13 @@ class SQLAlchemyBackend:
             yield self._inside(held)
 
     def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
-        def work(job: Job) -> list[PGSession] | None:
-            with self._flavour.lead(job, "sweep", self._rows, wait=False) as leads:
-                if not leads:
-                    return None
-                now = self._now(job)
-                times = {"the_now": now, "until": now + timedelta(seconds=horizon)}
-                values = {name: self._flavour.time_in(time) for name, time in times.items()}
-                rows = job.read(self._sql.expired, {**values, "limit": limit})
-                return self._delete(job, [self._row(_WITHOUT_DATA, row) for row in rows])
+        def work(job: Job, now: datetime) -> list[PGSession]:
+            times = {"the_now": now, "until": now + timedelta(seconds=horizon)}
+            values = {name: self._flavour.time_in(time) for name, time in times.items()}
+            rows = job.read(self._sql.expired, {**values, "limit": limit})
+            return self._delete(job, [self._row(_WITHOUT_DATA, row) for row in rows])
 
-        try:
-            return self._db.in_transaction(work)
-        except Busy:
-            return None
+        return self._in_sweep(work)
 
     # -- the caller's transactions, schema and end
 
@@ -268,40 +241,13 @@ class SQLAlchemyBackend:
         self._flavour.check_connection(connection)
         return self._inside(lent)
 
-    def apply_schema(self) -> None:
-        if not self._db.run(self._is_applied):
-            with self._db.patient() as database:
-                run = database.run if self._flavour.ddl_commits else database.in_transaction
-                try:
-                    run(self._apply)
-                except SchemaError:
-                    raise
-                except BackendError as error:
-                    raise self._not_applied(error) from error.__cause__
-        self.check_schema()
-
-    def check_schema(self) -> None:
-        self._db.run(self._check)
-
-    def close(self) -> None:
-        self._db.close()
+    def tokens(self, table: str, db_schema: str | None = None) -> SQLAlchemyTokens:
+        """Return where the data of tokens lives, in the same database over the same engine."""
+        assert isinstance(self._db, Database)
+        db_schema = self._rows.schema if db_schema is None else db_schema
+        return SQLAlchemyTokens(self._db, table=table, db_schema=db_schema, clock=self._clock)
 
     # -- below the verbs
-
-    def _inside(self, held: Held) -> SQLAlchemyBackend:
-        inside = copy.copy(self)
-        inside._db = held
-        return inside
-
-    def _read(self, job: Job, statement: sa.Select[Any], **values: Any) -> list[list[Any]]:
-        """Run a statement whose first column is the database's time; return that in Python's."""
-        if self._flavour.reads_lock and isinstance(self._db, Held):
-            statement = statement.with_for_update()
-        rows = job.read(statement, values | self._flavour.bind_now(job))
-        return [[self._flavour.time_out(row[0]), *row[1:]] for row in rows]
-
-    def _write(self, job: Job, statement: sa.Executable, values: dict[str, Any]) -> int:
-        return job.write(statement, values | self._flavour.bind_now(job))
 
     def _swap(
         self,
@@ -337,24 +283,14 @@ class SQLAlchemyBackend:
         seen = self._flavour.time_in(seen_on)
         return {"the_key": key, "the_version": version, "the_seen": seen}
 
-    def _now(self, job: Job) -> datetime:
-        now: datetime = self._read(job, self._sql.now)[0][0]
-        return now
-
     def _of_user(self, job: Job, user_key: str, *, hold: bool = False) -> list[PGSession]:
         statement = self._sql.of_user.with_for_update() if hold else self._sql.of_user
         rows = self._read(job, statement, the_user=self._flavour.text_in(user_key))
         return [self._row(_WITHOUT_DATA, values) for _, *values in rows]
 
     def _delete(self, job: Job, rows: list[PGSession]) -> list[PGSession]:
-        """Delete rows that this transaction holds; return those that it deleted."""
-        if not self._flavour.holds:
-            one = self._sql.delete_one
-            return [row for row in rows if job.write(one, {"the_key": row.key})]
-        for first in range(0, len(rows), _MOST_KEYS):
-            keys = [row.key for row in rows[first : first + _MOST_KEYS]]
-            job.write(self._sql.delete_many, {"keys": keys})
-        return rows
+        deleted = self._delete_keys(job, [row.key for row in rows])
+        return [row for row in rows if row.key in deleted]
 
     def _values(self, row: PGSession, names: Sequence[str]) -> dict[str, Any]:
         flavour = self._flavour
@@ -385,92 +321,10 @@ class SQLAlchemyBackend:
     def _row(self, names: Sequence[str], values: Sequence[Any]) -> PGSession:
         return PGSession(**{"data": b"", **self._fields(names, values)})
 
-    # -- the table
-
-    def _state(self, job: Job) -> tuple[bool, int, int]:
-        """Return whether the table exists, the version of its schema, and its oldest code."""
-        inspector, schema = sa.inspect(job.connection), self._rows.schema
-        exists = inspector.has_table(self._rows.name, schema=schema)
-        if inspector.has_table(f"{self._rows.name}_schema", schema=schema):
-            for row in job.read(self._sql.versions):
-                return exists, row.version, row.oldest_code
-        return exists, 0, 0
-
-    def _is_applied(self, job: Job) -> bool:
-        exists, version, _ = self._state(job)
-        return exists and version >= self._flavour.wanted
-
-    def _check(self, job: Job) -> None:
-        exists, version, oldest_code = self._state(job)
-        wanted = self._flavour.wanted
-        if not exists:
-            raise SchemaError(f"there is no table {self._rows}: run 'pgstore schema apply'")
-        if oldest_code > wanted:
-            raise SchemaError(
-                f"the table {self._rows} has version {version} of its schema, which code older "
-                f"than version {oldest_code} may not use; this is version {wanted}: update "
-                "pgstore here"
-            )
-        if 0 < version < wanted:
-            raise SchemaError(
-                f"the table {self._rows} has version {version} of its schema, and this code wants "
-                f"{wanted}: run 'pgstore schema apply'"
-            )
-        self._check_columns(job)
-
-    def _check_columns(self, job: Job) -> None:
-        problems = mismatches(job.connection, self._rows)
-        if problems:
-            raise SchemaError(
-                f"the table {self._rows} is not as this code wants it: {'; '.join(problems)}"
-            )
-
-    def _apply(self, job: Job) -> None:
-        with self._flavour.lead(job, "schema", self._rows, wait=True):
-            # Another process may have been faster.
-            exists, version, _ = self._state(job)
-            name, db_schema = self._rows.name, self._rows.schema
-            if self._flavour.schema is None:
-                if not exists:
-                    self._create(job)
-                return
-            if exists and version == 0:
-                # Of somebody's own migrations, or of a maker that was killed half-way.
-                self._check_columns(job)
-                text = self._flavour.schema.record(name, db_schema=db_schema)
-            else:
-                text = self._flavour.schema.text(name, db_schema=db_schema, after=version)
-            for statement in statements(text):
-                job.run(statement)
-
-    def _create(self, job: Job) -> None:
-        try:
-            self._rows.create(job.connection)
-        except DBAPIError:
-            # No lock is known there that would keep others from making it meanwhile.
-            if not self._state(job)[0]:
-                raise
-
-    def _not_applied(self, error: BackendError) -> BackendError:
-        if is_refused(error.__cause__):
-            return SchemaError(
-                f"this account may not create or change the table {self._rows}: run 'pgstore "
-                "schema apply' as one that may, or give what 'pgstore schema print' shows to "
-                "whoever may"
-            )
-        return SchemaError(f"the schema of {self._rows} was not applied: {error}")
-
 
 def schema_sql(url: str, table: str = "http_sessions", db_schema: str | None = None) -> str:
     """Return the SQL that makes the table in the database of a URL, without connecting to it."""
-    dialect = dialect_of(url)
-    rows = sessions_table(sa.MetaData(), name=table, schema=db_schema)
-    kind = KNOWN.get(dialect.name, Flavour)
-    if kind.schema is not None:
-        text = kind.schema.text(table, db_schema=db_schema)
-        return text if kind.ddl_commits else f"BEGIN;\n\n{text}\nCOMMIT;\n"
-    parts: list[sa.DDLElement] = [CreateTable(rows), *map(CreateIndex, rows.indexes)]
-    return "".join(f"{str(part.compile(dialect=dialect)).strip()};\n" for part in parts)
+    return sql_of(sessions_table(sa.MetaData(), name=table, schema=db_schema), url)
 
 
 class _Statements:
@@ -488,13 +342,13 @@ class _Statements:
             c.seen_on == sa.bindparam("the_seen"),
             live,
         )
-        self.now = sa.select(now.label("now_"))
-        one = self.now.where(key, live)
+        at = sa.select(now.label("now_"))
+        one = at.where(key, live)
         self.load = one.add_columns(*columns.values())
         self.load_bare = one.add_columns(*bare)
         self.stamps = one.add_columns(*(columns[name] for name in _STAMPS))
         taken = sa.select(c.key).where(key).scalar_subquery()
-        self.find = self.now.add_columns(taken.label("taken"))
+        self.find = at.add_columns(taken.label("taken"))
         self.insert = flavour.insert(rows).execution_options(preserve_rowcount=True)
         if hasattr(self.insert, "on_conflict_do_nothing"):
             # An error would end the caller's transaction.
@@ -503,32 +357,29 @@ class _Statements:
         self.delete = sa.delete(rows).where(as_read)
         self.lock = sa.update(rows).where(key).values(version=c.version)
         self.scan = (
-            self.now.add_columns(*columns.values())
+            at.add_columns(*columns.values())
             .where(c.key > sa.bindparam("after"), live)
             .order_by(c.key)
             .limit(sa.bindparam("limit", type_=sa.Integer()))
         )
         newest = sa.func.coalesce(c.authenticated_on, c.created_on).desc(), c.key.desc()
         self.of_user = (
-            self.now.add_columns(*bare)
+            at.add_columns(*bare)
             .where(c.user_key == sa.bindparam("the_user"), live)
             .order_by(*newest)
         )
         self.users = (
-            self.now.add_columns(c.user_key, sa.func.count(), sa.func.max(c.seen_on))
+            sa.select(c.user_key, sa.func.count(), sa.func.max(c.seen_on))
             .where(c.user_key.is_not(None), live)
             .group_by(c.user_key)
             .order_by(c.user_key)
             .limit(sa.bindparam("limit", type_=sa.Integer()))
         )
-        self.users_after = self.users.where(
-            c.user_key > sa.bindparam("after", type_=c.user_key.type)
-        )
-        self.stats = self.now.add_columns(
+        self.counts = sa.select(
             sa.func.count(sa.case((live, 1))),
             sa.func.count(sa.case((sa.not_(live), 1))),
             sa.func.min(sa.case((live, c.created_on))),
-        ).select_from(rows)
+        )
         self.expired = (
             sa.select(*bare)
             .where(
@@ -540,17 +391,6 @@ class _Statements:
         )
         if flavour.holds:
             self.expired = self.expired.with_for_update(skip_locked=True)
-        self.delete_many = sa.delete(rows).where(c.key.in_(sa.bindparam("keys", expanding=True)))
-        self.delete_one = sa.delete(rows).where(key)
-        log = sa.table(
-            f"{rows.name}_schema",
-            sa.column("version", sa.Integer),
-            sa.column("oldest_code", sa.Integer),
-            schema=rows.schema,
-        )
-        self.versions = (
-            sa.select(log.c.version, log.c.oldest_code).order_by(log.c.version.desc()).limit(1)
-        )
 
 
 def _seen(row: PGSession, now: datetime, start: datetime | None, expiry: Expiry) -> PGSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -50,7 +51,7 @@ class Job:
 
     def read(
         self, statement: sa.Executable, values: Mapping[str, Any] | None = None
-    ) -> Sequence[sa.Row[Any]]:
+    ) -> Sequence[Any]:
         """Run a statement and return all of its rows."""
         self.began = time.monotonic()
         rows = self.connection.execute(statement, values or {}).all()
@@ -216,6 +217,12 @@ class Database:
             yield database
         finally:
             database.close()
+
+    def shared(self, table: str) -> Database:
+        """Return this database for another table, which does not close it."""
+        shared = copy.copy(self)
+        shared._table, shared._is_own = table, False
+        return shared
 
     def close(self) -> None:
         if self._is_own:

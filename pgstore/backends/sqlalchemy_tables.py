@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Final
@@ -16,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import BackendError, ConfigurationError
 from ..rows import check_table, meta_of
-from ..sql import Schema, lock_number
+from ..sql import lock_number
 from .sqlalchemy_engine import Job
 
 __all__ = [
@@ -27,8 +26,8 @@ __all__ = [
     "TIMES",
     "Flavour",
     "flavour_of",
-    "mismatches",
     "sessions_table",
+    "time_type",
 ]
 
 CONTENT: Final = (
@@ -90,15 +89,15 @@ def sessions_table(
         sa.Column("user_key", _text(255, in_postgres=sa.Text(collation="C"))),
         sa.Column("ip", _text(2048)),
         sa.Column("user_agent", _text(2048)),
-        sa.Column("meta", _text(None, in_postgres=postgresql.JSONB())),
+        sa.Column("meta", _text(None, in_postgres=_jsonb())),
         sa.Column("previous_hash", _bytes(255)),
         sa.Column("successor", _bytes(255)),
         *(
-            sa.Column(column, _time(), nullable=column in ("authenticated_on", "renewed_on"))
+            sa.Column(column, time_type(), nullable=column in ("authenticated_on", "renewed_on"))
             for column in TIMES
         ),
         schema=schema,
-        postgresql_with={"fillfactor": "80"},
+        **_STORAGE,
         sqlite_strict=True,
         mysql_engine="InnoDB",
         mariadb_engine="InnoDB",
@@ -107,6 +106,12 @@ def sessions_table(
     has_user = table.c.user_key.is_not(None)
     sa.Index(f"{name}_user_key", table.c.user_key, postgresql_where=has_user, sqlite_where=has_user)
     return table
+
+
+# Room for updates in place, for which SQLAlchemy 2.0 has no word.
+_STORAGE: Final[dict[str, Any]] = (
+    {} if sa.__version__.startswith("2.0.") else {"postgresql_with": {"fillfactor": "80"}}
+)
 
 
 def _bytes(length: int | None, in_mysql: sa.types.TypeEngine[bytes] | None = None) -> Any:
@@ -122,11 +127,19 @@ def _text(length: int | None, *, in_postgres: Any = None) -> Any:
     )
 
 
+def _jsonb() -> Any:
+    jsonb = postgresql.JSONB()
+    # Alembic would write it down with an argument that its scripts cannot read.
+    jsonb.astext_type = None  # type: ignore[assignment]
+    return jsonb
+
+
 def _long() -> Any:
     return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
-def _time() -> Any:
+def time_type() -> Any:
+    """Return the type of a time: exact to the microsecond in every database."""
     return (
         _long()
         .with_variant(mysql.DATETIME(fsp=6), *_MYSQL)
@@ -140,8 +153,8 @@ class Flavour:
     ``clock`` is an SQL expression for its time.
     """
 
-    # The files that make the table; None where SQLAlchemy makes it from the columns.
-    schema: ClassVar[Schema | None] = None
+    # Whose files in pgstore/sql make the tables; None where SQLAlchemy makes them from the columns.
+    engine: ClassVar[str | None] = None
     # Whether a statement of the schema ends the transaction.
     ddl_commits: ClassVar[bool] = True
     # Whether reads in a transaction must lock to see what is there now.
@@ -159,11 +172,6 @@ class Flavour:
         self._clock: sa.Executable = sa.select(clock)
         # What stands for the time in a statement, unless it is found out before.
         self.now: sa.ColumnElement[Any] = sa.bindparam("now", type_=sa.BigInteger())
-
-    @property
-    def wanted(self) -> int:
-        """The version of the schema that this code wants."""
-        return self.schema.version if self.schema else 0
 
     def bind_now(self, job: Job) -> dict[str, Any]:
         """Return what the statement that comes next needs as its time."""
@@ -196,6 +204,20 @@ class Flavour:
         """Return how a column is selected."""
         return column
 
+    def size(self, job: Job, table: sa.Table) -> int | None:
+        """Return how many bytes the table and its indexes take, or None where that is not told."""
+        return None
+
+    def upsert(self, table: sa.Table, columns: Sequence[str]) -> Any:
+        """Return an INSERT that replaces columns of a row with its key, or None."""
+        insert = self.insert(table)
+        if not hasattr(insert, "on_conflict_do_update"):
+            return None
+        return insert.on_conflict_do_update(
+            index_elements=list(table.primary_key.columns),
+            set_={name: insert.excluded[name] for name in columns},
+        )
+
     @contextmanager
     def lead(self, job: Job, purpose: str, table: sa.Table, *, wait: bool) -> Iterator[bool]:
         """Keep other processes from doing the same to the table; False when one is at it."""
@@ -206,7 +228,7 @@ class Flavour:
 
 
 class _SQLite(Flavour):
-    schema = Schema("sqlite")
+    engine = "sqlite"
     ddl_commits = False
     holds = True  # the write lock
     insert = staticmethod(sqlite.insert)
@@ -226,7 +248,7 @@ class _SQLite(Flavour):
 
 
 class _Postgres(Flavour):
-    schema = Schema("postgres")
+    engine = "postgres"
     ddl_commits = False
     holds = True
     insert = staticmethod(postgresql.insert)
@@ -265,6 +287,11 @@ class _Postgres(Flavour):
             return sa.func.least(column, latest).label(column.name)
         return column
 
+    def size(self, job: Job, table: sa.Table) -> int | None:
+        name = job.connection.dialect.identifier_preparer.format_table(table)
+        size: int = job.read(sa.select(sa.func.pg_total_relation_size(sa.text(f"'{name}'"))))[0][0]
+        return size
+
     @contextmanager
     def lead(self, job: Job, purpose: str, table: sa.Table, *, wait: bool) -> Iterator[bool]:
         number = lock_number(purpose, table.name, table.schema)
@@ -277,7 +304,7 @@ class _Postgres(Flavour):
 
 
 class _MySQL(Flavour):
-    schema = Schema("mysql")
+    engine = "mysql"
     # REPEATABLE READ, the default, shows a transaction the rows as they were at its first read.
     reads_lock = True
     holds = True
@@ -289,8 +316,12 @@ class _MySQL(Flavour):
     def bind_now(self, job: Job) -> dict[str, Any]:
         return {}
 
+    def upsert(self, table: sa.Table, columns: Sequence[str]) -> Any:
+        insert = mysql.insert(table)
+        return insert.on_duplicate_key_update({name: insert.inserted[name] for name in columns})
+
     def time_in(self, time: datetime) -> Any:
-        return time.replace(tzinfo=None)
+        return time.astimezone(UTC).replace(tzinfo=None)
 
     def time_out(self, stored: Any) -> datetime:
         return _aware(stored)
@@ -359,75 +390,3 @@ def flavour_of(dialect: sa.Dialect, clock: sa.ColumnElement[Any] | None) -> Flav
 
 def _aware(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-
-
-def mismatches(connection: sa.Connection, table: sa.Table) -> list[str]:
-    """Compare a table that exists with ours and say what does not fit, column by column."""
-    inspector, dialect = sa.inspect(connection), connection.dialect
-    found = {c["name"]: c for c in inspector.get_columns(table.name, schema=table.schema)}
-    problems = []
-    for column in table.columns:
-        have = found.pop(column.name, None)
-        want = column.type.compile(dialect)
-        if have is None:
-            problems.append(f"there is no column {column.name} {want}")
-            continue
-        is_type = have["type"].compile(dialect)
-        if not _fits(is_type, want, dialect.name):
-            problems.append(f"column {column.name} is {is_type} and must be {want}")
-        elif column.nullable and not have["nullable"]:
-            problems.append(f"column {column.name} must allow NULL")
-    problems += [
-        f"column {name} is none of the store's, and has neither a default nor NULL"
-        for name, other in found.items()
-        if not other["nullable"]
-        and other.get("default") is None
-        and not any(other.get(name) for name in ("autoincrement", "identity", "computed"))
-    ]
-    key = inspector.get_pk_constraint(table.name, schema=table.schema)["constrained_columns"]
-    if key != ["key"]:
-        problems.append(f"the primary key is ({', '.join(key)}) and must be (key)")
-    return problems
-
-
-_SIZED: Final = re.compile(
-    r"([A-Z][A-Z ]*?)(?:\((\d+)\))?( WITH TIME ZONE)?(?: UNSIGNED)?(?: COLLATE .*)?"
-)
-# In whose place another type will do, for it holds all that the first one does.
-_WIDER: Final = {
-    "INTEGER": {"BIGINT"},
-    "BINARY": {"VARBINARY"},
-    "VARBINARY": {"BLOB", "MEDIUMBLOB", "LONGBLOB"},
-    "TEXT": {"VARCHAR"},
-}
-
-
-def _fits(have: str, want: str, dialect: str) -> bool:
-    if dialect == "sqlite":
-        return _affinity(have) == _affinity(want)
-    if dialect not in ("postgresql", *_MYSQL):
-        return True
-    parts, wanted = _SIZED.fullmatch(have), _SIZED.fullmatch(want)
-    assert wanted
-    if not parts or parts[3] != wanted[3]:
-        return False
-    if parts[1] not in {wanted[1], *_WIDER.get(wanted[1], ())}:
-        return False
-    match wanted[1]:
-        case "INTEGER" | "BIGINT":
-            return True  # MySQL's number is a width for display
-        case "TIMESTAMP":
-            return parts[2] is None or int(parts[2]) >= 6
-        case "TEXT":
-            return parts[2] is None
-        case "BINARY" if parts[1] == "BINARY":
-            return parts[2] == wanted[2]
-    return wanted[2] is None or "BLOB" in parts[1] or int(parts[2] or 0) >= int(wanted[2])
-
-
-def _affinity(name: str) -> str:
-    """Return what SQLite makes of a type's name. https://sqlite.org/datatype3.html section 3.1"""
-    for affinity, parts in {"INTEGER": ("INT",), "TEXT": ("CHAR", "CLOB", "TEXT")}.items():
-        if any(part in name for part in parts):
-            return affinity
-    return "BLOB" if "BLOB" in name else "OTHER"

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
-import re
-import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from ..errors import ConfigurationError, SchemaError
-from ..options import seconds
+from ..errors import ConfigurationError
 from ..rows import (
     Expiry,
     Lazy,
@@ -22,13 +18,14 @@ from ..rows import (
     PGSession,
     Stats,
     UserStats,
-    check_table,
     expiry_times,
     meta_of,
 )
 from ..sql import Schema
-from .sqlite_files import Busy, Connections, Database, Source
+from .sqlite_files import Busy
 from .sqlite_lent import Lent
+from .sqlite_table import SQLiteTable, check_sqlite_table, micros, moment
+from .sqlite_tokens import SQLiteTokens
 
 __all__ = ["SQLiteBackend", "schema_sql"]
 
@@ -37,8 +34,6 @@ _SCHEMA: Final = Schema("sqlite")
 # Sweeping is not urgent: a sweep that finds the file locked for so long leaves it to the next.
 _SWEEP_WAIT_SECONDS: Final = 0.25
 
-_UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
 # Further than any expiry, and still a 64-bit integer when a time is added to it.
 _NEVER: Final = 2**62
 
@@ -70,7 +65,7 @@ _UNTIMED: Final = ("key", *_STORED)
 _COLUMNS: Final = (*_UNTIMED, *_TIMES)
 
 
-class SQLiteBackend:
+class SQLiteBackend(SQLiteTable):
     """Keep rows in a SQLite file (3.38 or newer), in WAL mode where the file system allows it.
 
     ``path`` is a file on a local disk; a network file system loses SQLite's locks. The file is made
@@ -94,27 +89,17 @@ class SQLiteBackend:
         busy_timeout: float | timedelta = 5.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.table = _check_table(table)
-        self.path = _check_path(path)
-        wait = seconds(busy_timeout, "busy_timeout")
-        if not 0 <= wait <= 3600:
-            raise ConfigurationError(f"busy_timeout must be 0 to 3600 seconds, not {wait:g}")
-        self._clock = clock
+        super().__init__(path, _SCHEMA, table, _COLUMNS, busy_timeout, clock)
         self._sql = _Statements(self.table)
-        self._database = Database(path=self.path, table=self.table, busy_timeout=wait)
-        self._source: Source = Connections(self._database)
-
-    def __repr__(self) -> str:
-        return f"<SQLiteBackend {self.path} {self.table}>"
 
     def load(self, key: bytes) -> Loaded | None:
         now = self._now()
         for values in self._source.run(self._sql.load, {"key": key, "now": now}):
-            return Loaded(_Row.of(values), _time(now))
+            return Loaded(_Row.of(values), moment(now))
         return None
 
     def insert(self, row: PGSession, expiry: Expiry) -> PGSession | None:
-        now = _time(self._now())
+        now = moment(self._now())
         expires_on, gc_after = expiry_times(now, now, expiry)
         stored = row.but(
             created_on=now,
@@ -125,7 +110,8 @@ class SQLiteBackend:
             authenticated_on=None if row.user_key is None else now,
             renewed_on=None,
         )
-        times = {name: _micros(getattr(stored, name)) for name in _TIMES}
+        set_times = ((name, getattr(stored, name)) for name in _TIMES)
+        times = {name: time and micros(time) for name, time in set_times}
         added = self._source.run(self._sql.insert, _values(row) | times)
         return stored if added else None
 
@@ -143,7 +129,7 @@ class SQLiteBackend:
             now = self._now()
             values = {**_data(row, version), "now": now}
             done = self._source.run(self._sql.update_data, values)
-            return row.but(modified_on=_time(now)) if done else None
+            return row.but(modified_on=moment(now)) if done else None
         sql, more = self._sql.update, {"now": self._now()}
         if expiry is not None:
             sql, more = self._sql.update_and_visit, self._expiry(expiry)
@@ -156,7 +142,7 @@ class SQLiteBackend:
         values = {
             "key": row.key,
             "generation": row.generation,
-            "seen_on": _micros(row.seen_on),
+            "seen_on": row.seen_on and micros(row.seen_on),
             **self._expiry(expiry),
         }
         for times in self._source.run(self._sql.touch, values):
@@ -198,7 +184,7 @@ class SQLiteBackend:
     def users(self, after: str | None, limit: int) -> list[UserStats]:
         values = {"after": after, "now": self._now(), "limit": limit}
         found = self._source.run(self._sql.users, values)
-        return [UserStats(user, sessions, _time(seen)) for user, sessions, seen in found]
+        return [UserStats(user, sessions, moment(seen)) for user, sessions, seen in found]
 
     def delete_of_user(
         self, user_key: str, *, keep: bytes | None = None, newest: int = 0
@@ -226,45 +212,14 @@ class SQLiteBackend:
 
     def stats(self) -> Stats:
         ((live, expired, size, oldest),) = self._source.run(self._sql.stats, {"now": self._now()})
-        return Stats(live, expired, size, None if oldest is None else _time(oldest))
+        return Stats(live, expired, size, None if oldest is None else moment(oldest))
 
-    def apply_schema(self) -> None:
-        if self._schema_versions()[0] < _SCHEMA.version:
-            with self._source.creation() as transaction:
-                # Another process may have been faster.
-                applied, _ = self._inside(transaction)._schema_versions()
-                for statement in _split(_SCHEMA.text(self.table, after=applied)):
-                    transaction.run(statement)
-        self.check_schema()
-
-    def check_schema(self) -> None:
-        applied, oldest_code = self._schema_versions()
-        if applied == 0:
-            raise SchemaError(
-                f"no sessions table {self.table} in {self.path}: run `pgstore schema apply`"
-            )
-        if oldest_code > _SCHEMA.version:
-            raise SchemaError(
-                f"table {self.table} in {self.path} is for code that knows schema {oldest_code} "
-                f"or later, and this code knows {_SCHEMA.version}: upgrade pgstore"
-            )
-        if applied < _SCHEMA.version:
-            raise SchemaError(
-                f"table {self.table} in {self.path} has schema {applied} and this code needs "
-                f"{_SCHEMA.version}: run `pgstore schema apply`"
-            )
-        self._source.run(self._sql.probe)
-
-    def close(self) -> None:
-        self._source.close()
-
-    def _inside(self, source: Source) -> SQLiteBackend:
-        inside = copy.copy(self)
-        inside._source = source
-        return inside
-
-    def _now(self) -> int:
-        return round(self._clock() * 1_000_000)
+    def tokens(self, table: str, db_schema: str | None = None) -> SQLiteTokens:
+        """Return where the data of tokens lives: in the same file, over connections of its own."""
+        if db_schema is not None:
+            raise ConfigurationError("db_schema is for PostgreSQL: SQLite has no schemas")
+        wait = self._database.busy_timeout
+        return SQLiteTokens(self.path, table=table, busy_timeout=wait, clock=self._clock)
 
     def _expiry(self, expiry: Expiry) -> dict[str, int]:
         lifetime = expiry.lifetime
@@ -275,19 +230,10 @@ class SQLiteBackend:
             "bucket": round(expiry.bucket * 1_000_000),
         }
 
-    def _schema_versions(self) -> tuple[int, int]:
-        """Return the newest migration that was applied, 0 for none, and the oldest code for it."""
-        try:
-            for applied, oldest_code in self._source.run(self._sql.schema_versions):
-                return applied, oldest_code
-        except SchemaError:
-            pass
-        return 0, 0
-
 
 def schema_sql(table: str = "http_sessions") -> str:
     """Return the SQL text that makes the table, for whoever has the right to run it."""
-    text = _SCHEMA.text(_check_table(table))
+    text = _SCHEMA.text(check_sqlite_table(table))
     return f"PRAGMA journal_mode = WAL;\n\nBEGIN IMMEDIATE;\n\n{text}\nCOMMIT;\n"
 
 
@@ -356,30 +302,32 @@ class _Statements:
                 (SELECT page_count * page_size FROM pragma_page_count, pragma_page_size),
                 min(created_on) FILTER (WHERE live)
             FROM (SELECT expires_on > :now AS live, created_on FROM "{table}")"""
-        self.schema_versions = f"""
-            SELECT version, oldest_code FROM "{table}_schema" ORDER BY version DESC LIMIT 1"""
-        self.probe = f'SELECT {columns} FROM "{table}" LIMIT 0'
 
 
-def _check_table(name: str) -> str:
-    if check_table(name).lower().startswith("sqlite_"):
-        raise ConfigurationError(f"{name!r} cannot be the table: SQLite keeps sqlite_ for itself")
-    return name
+class _Row(PGSession):
+    """A row as it came from the file, in the order of `_COLUMNS`."""
 
+    created_on: Any = Lazy(14, moment)
+    modified_on: Any = Lazy(15, moment)
+    seen_on: Any = Lazy(16, moment)
+    expires_on: Any = Lazy(17, moment)
+    gc_after: Any = Lazy(18, moment)
+    authenticated_on: Any = Lazy(19, moment)
+    renewed_on: Any = Lazy(20, moment)
 
-def _check_path(path: str | os.PathLike[str]) -> str:
-    text = os.fspath(path)
-    if text == ":memory:":
-        raise ConfigurationError("SQLiteStore needs a file; for rows in memory, use MemoryStore")
-    if not isinstance(text, str) or not text or text.startswith("file:"):
-        raise ConfigurationError(f"path must name a file, and be no URI: {text!r}")
-    # A server may change its working folder later.
-    return os.path.abspath(text)
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> _Row:
+        row = object.__new__(cls)
+        fields = row.__dict__
+        fields.update(zip(_UNTIMED, values, strict=False))
+        fields["meta"] = meta_of(fields["meta"]) if fields["meta"] else {}
+        fields["_raw"] = values.__getitem__
+        return row
 
 
 def _set_seen(start: str) -> str:
     end = f"min(:now + :idle, {start} + :lifetime)"
-    zero = _micros(datetime(2000, 1, 1, tzinfo=UTC))
+    zero = micros(datetime(2000, 1, 1, tzinfo=UTC))
     # As in rows.expiry_times: an expression of SET sees the row as it was.
     return f"""seen_on = :now, expires_on = {end},
                 gc_after = {zero} + (({end} - {zero}) / :bucket + 1) * :bucket"""
@@ -402,49 +350,7 @@ def _data(row: PGSession, version: int) -> dict[str, Any]:
 
 def _with_times(row: PGSession, names: Sequence[str], values: Sequence[int | None]) -> PGSession:
     times: dict[str, Any] = {
-        name: None if value is None else _time(value)
+        name: None if value is None else moment(value)
         for name, value in zip(names, values, strict=True)
     }
     return row.but(**times)
-
-
-def _time(micros: int) -> datetime:
-    try:
-        return _UNIX_EPOCH + micros * _MICROSECOND
-    except OverflowError:  # a year that Python does not know: an operator's "never"
-        return datetime.max.replace(tzinfo=UTC)
-
-
-class _Row(PGSession):
-    """A row as it came from the file, in the order of `_COLUMNS`."""
-
-    created_on: Any = Lazy(14, _time)
-    modified_on: Any = Lazy(15, _time)
-    seen_on: Any = Lazy(16, _time)
-    expires_on: Any = Lazy(17, _time)
-    gc_after: Any = Lazy(18, _time)
-    authenticated_on: Any = Lazy(19, _time)
-    renewed_on: Any = Lazy(20, _time)
-
-    @classmethod
-    def of(cls, values: Sequence[Any]) -> _Row:
-        row = object.__new__(cls)
-        fields = row.__dict__
-        fields.update(zip(_UNTIMED, values, strict=False))
-        fields["meta"] = meta_of(fields["meta"]) if fields["meta"] else {}
-        fields["_raw"] = values.__getitem__
-        return row
-
-
-def _micros(time: datetime | None) -> int | None:
-    return None if time is None else (time - _UNIX_EPOCH) // _MICROSECOND
-
-
-def _split(script: str) -> Iterator[str]:
-    """Give a script's statements; sqlite3's executescript would commit before the first."""
-    statement = ""
-    for piece in re.findall(r"[^;]*;", script):
-        statement += piece
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""

@@ -184,7 +184,7 @@ class Database:
         text = str(error)
         if text.startswith(("no such table", "no such column")):
             return SchemaError(
-                f"{self.path} has no sessions table {self.table} that this code can use: "
+                f"{self.path} has no table {self.table} that this code can use: "
                 f"run `pgstore schema apply`"
             )
         if text.endswith("already exists"):

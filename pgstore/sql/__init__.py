@@ -11,6 +11,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 __all__ = ["Schema", "Step", "grants", "lock_number", "statements"]
 
@@ -25,17 +26,14 @@ class Step:
 
 
 class Schema:
-    """The schema files of one database engine."""
+    """The schema files of one table in one database engine: of the sessions', or of ``part``."""
 
-    def __init__(self, engine: str) -> None:
+    def __init__(self, engine: str, part: str | None = None) -> None:
         self._quote = "`" if engine == "mysql" else '"'
-        found = []
-        for file in files(__package__).joinpath(engine).iterdir():
-            if match := re.fullmatch(r"(\d{4})_\w+\.sql", file.name):
-                version, text = int(match[1]), file.read_text("utf-8")
-                oldest = re.match(r"-- oldest-code: (\d+)\n", text)
-                found.append(Step(version, int(oldest[1]) if oldest else version, text))
-        self._log, *self.steps = sorted(found, key=lambda step: step.version)
+        folder = files(__package__).joinpath(engine)
+        (self._log,) = (step for step in _steps_in(folder) if step.version == 0)
+        found = _steps_in(folder if part is None else folder.joinpath(part))
+        self.steps = [step for step in found if step.version > 0]
 
     @property
     def version(self) -> int:
@@ -60,6 +58,16 @@ class Schema:
         return "\n".join([self._log.text.format(**names), _record(self.steps[-1], names)])
 
 
+def _steps_in(folder: Traversable) -> list[Step]:
+    found = []
+    for file in folder.iterdir():
+        if match := re.fullmatch(r"(\d{4})_\w+\.sql", file.name):
+            version, text = int(match[1]), file.read_text("utf-8")
+            oldest = re.match(r"-- oldest-code: (\d+)\n", text)
+            found.append(Step(version, int(oldest[1]) if oldest else version, text))
+    return sorted(found, key=lambda step: step.version)
+
+
 def grants(table: str, role: str, *, db_schema: str | None = None, engine: str = "postgres") -> str:
     """Return the statements that give a role what an application needs on the table.
 
@@ -75,15 +83,14 @@ def grants(table: str, role: str, *, db_schema: str | None = None, engine: str =
 
 def statements(text: str) -> list[str]:
     """Return the statements of a schema's text one by one, for drivers that take no more."""
-    # Comments hold the only other semicolons.
-    bare = re.sub(r"--.*", "", text)
-    return [part.strip() for part in bare.split(";") if part.strip()]
+    # Not at a semicolon in a comment.
+    return [part.strip() for part in re.findall(r"((?:--.*|[^;])++);", text)]
 
 
 def lock_number(purpose: str, table: str, db_schema: str | None) -> int:
     """Return the number of PostgreSQL's advisory lock on a table for ``purpose``."""
     text = f"pgstore {purpose} {db_schema or ''}.{table}"
-    return int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8], "big", signed=True)
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big", signed=True)
 
 
 def _record(step: Step, names: dict[str, str]) -> str:
@@ -103,4 +110,5 @@ def _names(table: str, db_schema: str | None, quote: str) -> dict[str, str]:
         "log": prefix + quoted(f"{table}_schema"),
         "gc_index": quoted(f"{table}_gc_after"),
         "user_index": quoted(f"{table}_user_key"),
+        "expiry_index": quoted(f"{table}_expires_on"),
     }

@@ -40,6 +40,8 @@ def pooled(bouncer: PgBouncer, lab: PostgresLab, **settings: Any) -> PGStore:
 class TestThroughPgBouncer(PostgresContract):
     """The contract of a backend, with eight clients on two connections to the server."""
 
+    on = "PostgreSQL, behind PgBouncer"
+
     @pytest.fixture(autouse=True)
     def _bouncer(self, bouncer: PgBouncer) -> None:
         self.bouncer = bouncer
