@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import produce_migrations, render_python_code
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
+from flask import Flask
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.pool import StaticPool
 
@@ -30,6 +31,7 @@ from pgstore import (
     merge,
 )
 from pgstore.backends.sqlalchemy import sessions_table
+from pgstore.ext.flask import FlaskSessions, session
 from pgstore.sql import grants, statements
 from support.mariadb import MariaDBServer
 from support.sqlalchemy_labs import (
@@ -641,6 +643,28 @@ def test_a_maker_of_the_table_that_was_killed(mariadb_lab: MariaDBLab) -> None:
     mariadb_lab.execute("DROP TABLE http_sessions")
     mariadb_lab.execute("DELETE FROM http_sessions_schema")
     assert count(mariadb_lab.store(), Browser()) == 1
+
+
+# -- where a URL is a setting ---------------------------------------------------------------------
+
+
+def test_flask_on_mariadb(mariadb_lab: MariaDBLab) -> None:
+    """PGSTORE_URL may be one of SQLAlchemy's."""
+    app = Flask(__name__)
+    app.config.update(SECRET_KEY="a secret key of thirty-two bytes!", PGSTORE_URL=mariadb_lab.url)
+    sessions = FlaskSessions(app)
+
+    @app.get("/")
+    def index() -> str:
+        session["n"] = session.get("n", 0) + 1
+        return str(session["n"])
+
+    client = app.test_client()
+    assert [client.get("/").text for _ in range(2)] == ["1", "2"]
+    with app.app_context():
+        assert type(sessions.store) is SQLAlchemyStore
+        sessions.store.close()
+    assert len(mariadb_lab.rows()) == 1
 
 
 # -- statements ------------------------------------------------------------------------------------

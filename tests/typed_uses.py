@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
 from threading import Event
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, assert_type
 
 import flask
 import psycopg
+import sqlalchemy
 from psycopg_pool import ConnectionPool
 from werkzeug.datastructures import Headers
 from werkzeug.wrappers import Request, Response
@@ -33,8 +34,12 @@ from pgstore import (
     Sealer,
     SecureCookie,
     Session,
+    SQLAlchemyStore,
     SQLiteStore,
     Store,
+    StoredSession,
+    TokenBackend,
+    TokenStore,
     TypedSerializer,
     UserSession,
     codecs_from_pairs,
@@ -45,6 +50,8 @@ from pgstore import (
     merge,
 )
 from pgstore.backends.memory import MemoryBackend
+from pgstore.backends.memory_tokens import MemoryTokens
+from pgstore.backends.sqlalchemy import sessions_table
 from pgstore.cleanup import SweepResult
 from pgstore.ext.flask import FlaskSession, FlaskSessions, login_required
 from pgstore.ext.flask import session as flask_session
@@ -368,3 +375,42 @@ def wrapped(app: WSGIApplication, reject: WSGIApplication, store: Store) -> WSGI
 
 
 assert_type(pgstore.__version__, str)
+
+
+# -- other databases and tokens --------------------------------------------------------------------
+
+
+def other_databases(engine: sqlalchemy.Engine, metadata: sqlalchemy.MetaData) -> None:
+    store = SQLAlchemyStore(engine, HASH_KEY, table="sessions", lifetime=timedelta(days=1))
+    SQLAlchemyStore("mysql+pymysql://host/db", HASH_KEY, pool_size=5, statement_timeout=2.5)
+    SQLAlchemyStore("other://host", HASH_KEY, clock=sqlalchemy.func.sysutcdatetime())
+    sessions_table(metadata, name="sessions", schema="web")
+    with engine.connect() as connection, store.using(connection) as inside:
+        assert_type(inside, SQLAlchemyStore)
+    for one in store.iterate(batch=100):
+        assert_type(one, StoredSession)
+        assert_type(one.user_key, str | None)
+        assert_type(one.values, Mapping[Any, Any])
+
+
+def tokens(
+    store: Store,
+    pool: ConnectionPool[psycopg.Connection[Any]],
+    engine: sqlalchemy.Engine,
+    backend: TokenBackend,
+) -> None:
+    TokenStore("postgresql://host/db", cleanup_interval=0, pool_size=3)
+    for where in (store, pool, engine, backend):
+        TokenStore(where, table="other", cleanup_interval=timedelta(minutes=5))
+    with TokenStore(MemoryTokens(), schema="check") as tokens:
+        assert_type(tokens, TokenStore)
+        assert_type(tokens.find("token"), bytes | None)
+        tokens.commit(b"token", b"data", 60)
+        tokens.commit("token", b"data", timedelta(hours=1))
+        tokens.commit("token", b"data", datetime.now(UTC))
+        tokens.delete("token")
+        assert_type(tokens.all(batch=10), Iterator[tuple[str, bytes]])
+        assert_type(TokenStore.handle("token"), str)
+        assert_type(tokens.delete_expired(), int)
+        tokens.stop_cleanup()
+    tokens.commit("token", "text", 60)  # type: ignore[arg-type]

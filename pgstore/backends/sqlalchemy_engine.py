@@ -181,7 +181,11 @@ class Database:
         try:
             yield Held(connection, self._table)
             committing = True
-            connection.commit()
+            if self._begin:
+                # By hand, as it was begun: SQLite's driver may be told to commit nothing.
+                connection.exec_driver_sql("COMMIT")
+            else:
+                connection.commit()
         except BaseException as error:
             if not committing:
                 self._roll_back(connection)
