@@ -20,7 +20,8 @@ from typing import Any
 from unittest.mock import patch
 
 import psycopg
-from _common import KEYS, PAYLOAD, environ
+from _common import KEYS, PAYLOAD, Effort, Report, environ, interleave, ratios, timed
+from _servers import sharing_a_core
 from psycopg.pq import ExecStatus
 from werkzeug.datastructures import Headers
 
@@ -60,6 +61,21 @@ def get_and_save(store: Store, cookie: str) -> None:
     session = store.get(request, "session")
     session["n"] += 1
     session.save(request, Headers())
+
+
+def beside_floor(
+    report: Report, effort: Effort, what: str, ours: Run, against: str, floor: Run
+) -> None:
+    """Measure what the store does beside its floor, on two cores and on one."""
+    calls = effort.pick(full=200, quick=200, smoke=5)
+    measures = {"pgstore": timed(ours, calls), "floor": timed(floor, calls)}
+    for name in list(measures):
+        measures[f"{name}, sharing a core"] = sharing_a_core(measures[name])
+    times = interleave(measures, effort.pick(full=100, quick=20, smoke=1))
+    report.draw(times)
+    report.add(what, against, ratios(times["pgstore"], times["floor"]), at_most=1.4)
+    shared = (times[f"{name}, sharing a core"] for name in ("pgstore", "floor"))
+    report.add(what, f"{against}, sharing a core", ratios(*shared))
 
 
 @contextmanager

@@ -17,8 +17,6 @@ import _servers
 from _common import Effort, Missing, Report, differences, environ, interleave, ratios, say
 from _sites import KINDS, App, Servers
 
-from pgstore.embedded import temporary
-
 _SPAWN = multiprocessing.get_context("spawn")
 _VISITORS = 50
 
@@ -60,7 +58,7 @@ def _running(report: Report) -> Iterator[Servers]:
     with ExitStack() as stack:
         # The one that this is about: nobody waits for the disk at a commit, as nobody does at a
         # write to Redis.
-        server = stack.enter_context(temporary(durable=True, synchronous_commit="off"))
+        server = stack.enter_context(_servers.postgres(durable=True, synchronous_commit="off"))
         report.about |= _servers.about(server)
         port = 0
         try:

@@ -7,30 +7,19 @@ same statement through libpq alone (`pgconn.exec_prepared`), on the same server 
 from __future__ import annotations
 
 import _servers
-from _common import KEYS, Effort, Report, interleave, main, ratios, timed
-from _floor import get, new_visitor, postgres_floor
+from _common import KEYS, Effort, Report, main
+from _floor import beside_floor, get, new_visitor, postgres_floor
 
 from pgstore import PGStore
-from pgstore.embedded import temporary
 
 
 def run(effort: Effort) -> Report:
-    rounds = effort.pick(full=200, quick=30, smoke=1)
-    calls = effort.pick(full=200, quick=200, smoke=5)
     report = Report("get of an existing session")
-    with temporary() as server, PGStore(server.dsn, *KEYS) as store:
+    with _servers.postgres() as server, PGStore(server.dsn, *KEYS) as store:
         report.about |= _servers.about(server)
         cookie = new_visitor(store)
         with postgres_floor(server) as (floor, _):
-            times = interleave(
-                {
-                    "pgstore": timed(lambda: get(store, cookie), calls),
-                    "floor": timed(floor, calls),
-                },
-                rounds,
-            )
-    report.draw(times)
-    report.add("get", "floor", ratios(times["pgstore"], times["floor"]), at_most=1.4)
+            beside_floor(report, effort, "get", lambda: get(store, cookie), "floor", floor)
     return report
 
 

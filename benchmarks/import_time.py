@@ -29,7 +29,7 @@ def run(effort: Effort) -> Report:
 
 def _importing(module: str) -> Callable[[], float]:
     def measure() -> float:
-        command = [sys.executable, "-c", _CODE.format(module=module)]
+        command = [sys.executable, "-P", "-c", _CODE.format(module=module)]
         shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         assert shown[1] == str(module == "psycopg"), "pgstore alone imports no psycopg"
         return float(shown[0])

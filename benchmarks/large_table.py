@@ -19,7 +19,6 @@ from _floor import get
 from _rows import Crowd
 
 from pgstore import PGStore
-from pgstore.embedded import temporary
 
 # The row and its place in the index, in the folder in memory and in shared_buffers; and slack.
 _BYTES_PER_ROW = 900
@@ -37,7 +36,7 @@ def run(effort: Effort) -> Report:
     if rows < wanted:
         report.left_out.append(f"{wanted:,} rows: there is memory for {rows:,} here")
     with (
-        temporary(
+        _servers.postgres(
             shared_buffers=buffers,
             wal_level="minimal",
             max_wal_senders=0,

@@ -8,35 +8,26 @@ it.
 from __future__ import annotations
 
 import _servers
-from _common import KEYS, Effort, Report, interleave, main, ratios, timed
-from _floor import get_and_save, new_visitor, postgres_floor
+from _common import KEYS, Effort, Report, main
+from _floor import beside_floor, get_and_save, new_visitor, postgres_floor
 
 from pgstore import PGStore
-from pgstore.embedded import temporary
 
 
 def run(effort: Effort) -> Report:
-    rounds = effort.pick(full=200, quick=30, smoke=1)
-    calls = effort.pick(full=100, quick=100, smoke=5)
     report = Report("get, one change, save")
-    with temporary() as server, PGStore(server.dsn, *KEYS) as store:
+    with _servers.postgres() as server, PGStore(server.dsn, *KEYS) as store:
         report.about |= _servers.about(server)
         cookie = new_visitor(store)
         with postgres_floor(server) as (_, floor):
-            times = interleave(
-                {
-                    "pgstore": timed(lambda: get_and_save(store, cookie), calls),
-                    "floor": timed(floor, calls),
-                },
-                rounds,
+            beside_floor(
+                report,
+                effort,
+                "get + one change + save",
+                lambda: get_and_save(store, cookie),
+                "floor (SELECT + UPDATE)",
+                floor,
             )
-    report.draw(times)
-    report.add(
-        "get + one change + save",
-        "floor (SELECT + UPDATE)",
-        ratios(times["pgstore"], times["floor"]),
-        at_most=1.4,
-    )
     return report
 
 

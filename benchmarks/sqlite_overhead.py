@@ -14,7 +14,6 @@ from _common import KEYS, Effort, Report, differences, interleave, main, ratios,
 from _floor import get, get_and_save, new_visitor, postgres_floor, sqlite_floor
 
 from pgstore import PGStore, SQLiteStore
-from pgstore.embedded import temporary
 
 
 def run(effort: Effort) -> Report:
@@ -22,7 +21,7 @@ def run(effort: Effort) -> Report:
     calls = effort.pick(full=100, quick=100, smoke=5)
     report = Report("What the store adds to its bare statements")
     with (
-        temporary() as server,
+        _servers.postgres() as server,
         tempfile.TemporaryDirectory(prefix="pgstore-", dir=server.data_dir.parent) as folder,
         PGStore(server.dsn, *KEYS) as postgres,
         SQLiteStore(Path(folder) / "sessions.db", *KEYS) as sqlite,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import hypothesis
 import pytest
@@ -14,6 +15,9 @@ from support.mariadb import MariaDBServer, fresh_database
 from support.postgres import PostgresServers, fresh_schema, postgres_versions
 from support.sqlalchemy_labs import MariaDBLab
 from support.stores import Browser, Lab, MemoryLab, PostgresLab, SQLiteLab
+
+# They have an extra of their own, pgstore[browser]: without it their conftest cannot be imported.
+collect_ignore = [] if find_spec("playwright") else ["browser"]
 
 pytest.register_assert_rewrite("pgstore.testing")
 

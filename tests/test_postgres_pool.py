@@ -54,11 +54,35 @@ def test_all_who_wait_learn_of_an_outage(
         pool = OwnPool(dsn, size=4, statement_timeout=5.0, pool_timeout=LONG)
         getting = [threads.submit(pool.get) for _ in range(6)]
         wait_until(lambda: proxy.accepted == 4 and pool._waiting == 2)
-        proxy.refuse, proxy.stall = True, False
-        proxy.kill()
+        proxy.refuse = True
+        # Again and again: one that was accepted may not be known to the proxy's killer yet.
+        wait_until(lambda: proxy.kill() or all(each.done() for each in getting))
         for each in getting:
             with pytest.raises(BackendError, match="cannot be reached"):
-                each.result(10)
+                each.result()
+    assert (pool._open, pool._waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_crowd_before_a_silent_host(
+    pg_server: PostgresServer, threads: ThreadPoolExecutor, hosts: int
+) -> None:
+    """Nobody waits for longer than for a connection of others and then for one of the own."""
+    with FaultProxy("127.0.0.1", pg_server.port) as proxy:
+        proxy.stall = True
+        addresses = ",".join(["127.0.0.1"] * hosts)
+        dsn = f"host={addresses} port={proxy.port} user=postgres dbname=postgres"
+        pool = OwnPool(dsn, size=2, statement_timeout=1.0, pool_timeout=1.0)
+
+        def refused(_: int) -> float:
+            begin = time.monotonic()
+            with pytest.raises(BackendError):
+                pool.get()
+            return time.monotonic() - begin
+
+        slowest = max(threads.map(refused, range(8)))
+        proxy.stall = False
+    assert slowest < 1.0 + hosts * 2.0 + 2.0  # libpq's least time to connect; a busy machine
     assert (pool._open, pool._waiting) == (0, 0)
 
 
@@ -125,6 +149,25 @@ def test_who_is_interrupted_passes_it_on(
         assert (second.result(10) is wire) is not broken
         wire = second.result()
     give_back(pool, wire)
+
+
+def test_closed_while_others_use_it_and_wait(pg_dsn: str, threads: ThreadPoolExecutor) -> None:
+    """Who waits is told at once; what is in use goes on, and is closed when it is given back."""
+    pool = ScriptedPool(pg_dsn, size=2)
+    wires = [pool.get()]
+    pool.script = [refuse]
+    failed = threads.submit(pool.get)
+    wait_until(lambda: pool._failed == 1)
+    wires.append(threads.submit(pool.get).result(10))
+    hopeful = threads.submit(pool.get)
+    wait_until(lambda: pool._waiting == 2)
+    pool.close()
+    for each in (failed, hopeful):
+        with pytest.raises(BackendError, match="closed"):
+            each.result(10)
+    assert [wire.is_alive() for wire in wires] == [True, True]
+    give_back(pool, *wires)
+    assert [wire.connection.closed for wire in wires] == [True, True]
 
 
 def test_a_signal_handler_may_use_the_pool(pg_dsn: str) -> None:

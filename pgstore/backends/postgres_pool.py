@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import psycopg
 import psycopg_pool
@@ -89,6 +89,8 @@ class OwnPool:
         self._open = 0
         self._closed = False
         self._inherited: list[list[Wire]] = []
+        # For who does not close the store, or the process ends.
+        self._ending = finalize(self, _close, self._free)
         self._make_locks()
         in_forked_child(self._start_anew)
 
@@ -163,12 +165,12 @@ class OwnPool:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            free, self._free = self._free, []
+            free = self._free.copy()
+            self._free.clear()
             self._open -= len(free)
             self._changed.notify_all()
             self._returned.notify_all()
-        for wire in free:
-            wire.connection.close()
+        _close(free)
 
     def _make_locks(self) -> None:
         # A signal handler, or a finalizer, may run while its own thread holds it.
@@ -181,7 +183,9 @@ class OwnPool:
     def _start_anew(self) -> None:
         # They belong to the parent: closing or collecting them here would end its connections.
         self._inherited.append(self._free)
+        self._ending.detach()
         self._free, self._open = [], 0
+        self._ending = finalize(self, _close, self._free)
         self._make_locks()
 
     def _wait(self, deadline: float, failure: BackendError | None) -> Wire | None:
@@ -345,6 +349,11 @@ class BorrowedPool:
         if prepared is None:
             prepared = self._prepared[connection] = {}
         return prepared
+
+
+def _close(wires: list[Wire]) -> None:
+    for wire in wires:
+        wire.connection.close()
 
 
 def _check_settings(statement_timeout: float, pool_timeout: float, pooler: str | None) -> None:
