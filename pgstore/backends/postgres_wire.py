@@ -8,6 +8,7 @@ transaction; and a silent network cannot hold the caller, which no setting of li
 from __future__ import annotations
 
 import hashlib
+import os
 import select
 import time
 from collections.abc import Sequence
@@ -21,6 +22,12 @@ from psycopg.pq.abc import PGresult
 __all__ = ["Lost", "Refused", "Statement", "Wire"]
 
 _FINE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY)
+
+# To wake a thread that sleeps takes 10 to 60 µs, as long as a server nearby takes to answer. So a
+# wait begins awake, for so many seconds at most (docs/decisions/0009). A statement whose answers
+# take longer is awaited asleep for up to 2**_MOST_DOUBT times, then tried again.
+_AWAKE = 100e-6
+_MOST_DOUBT = 7
 
 _NO_SUCH_STATEMENT = "26000"
 _STATEMENT_EXISTS = "42P05"
@@ -50,12 +57,15 @@ class Refused(Exception):
 class Statement:
     """SQL text with ``$1, $2, …``, and the name under which a connection keeps it prepared."""
 
-    __slots__ = ("name", "text")
+    __slots__ = ("asleep", "doubt", "name", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text.encode("ascii")
         # Named by its text: should the name exist already, it is this very statement.
         self.name = b"pgstore_" + hashlib.sha256(self.text).hexdigest()[:16].encode("ascii")
+        # How often in a row its answer did not come soon, and how many of the next ones are awaited
+        # asleep for that. Threads may race on them, which does no harm.
+        self.doubt = self.asleep = 0
 
     def __repr__(self) -> str:
         return f"<Statement {' '.join(self.text.decode('ascii').split())[:60]}…>"
@@ -77,6 +87,7 @@ class Wire:
         "_poll_type",
         "_prepared",
         "_seconds",
+        "_statement",
         "born",
         "connection",
         "resting_since",
@@ -96,6 +107,7 @@ class Wire:
         self._poll: Any = None
         self._poll_type: Any = None
         self._events = 0
+        self._statement: Statement | None = None
         self.born = self.resting_since = time.monotonic()
 
     def unprepared(self) -> Wire:
@@ -130,6 +142,7 @@ class Wire:
         too, closes the connection: the next user must not read this one's answer.
         """
         self._deadline = time.monotonic() + self._seconds
+        self._statement = statement
         pgconn = self.connection.pgconn
         formats = [1] * len(params)
         prepared = self._prepared
@@ -216,9 +229,29 @@ class Wire:
         return results
 
     def _wait(self, events: int, sent: bool) -> None:
-        left = self._deadline - time.monotonic()
-        if left <= 0 or not self._ready(events, left * 1000):
+        now = time.monotonic()
+        left = self._deadline - now
+        if left <= 0 or not (self._is_soon(events, now) or self._ready(events, left * 1000)):
             raise Lost("no answer from PostgreSQL within the time limit", sent=sent, late=True)
+
+    def _is_soon(self, events: int, now: float) -> bool:
+        """Wait for a moment without going to sleep; tell whether something came."""
+        statement = self._statement
+        if statement is None or not isinstance(select.poll, BuiltinFunctionType):
+            return False
+        if statement.asleep:
+            statement.asleep -= 1
+            return False
+        end = now + _AWAKE
+        while not self._ready(events, 0):
+            if time.monotonic() > end:
+                statement.doubt = min(statement.doubt + 1, _MOST_DOUBT)
+                statement.asleep = 2**statement.doubt
+                return False
+            # Who else has something to do has the core: the server, too, when it shares it.
+            os.sched_yield()
+        statement.doubt = 0
+        return True
 
     def _ready(self, events: int, milliseconds: float) -> bool:
         # select.poll is looked up now, not at import: gevent may have replaced it since. A poll
