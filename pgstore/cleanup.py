@@ -24,7 +24,7 @@ __all__ = ["Cleaner", "SweepResult"]
 _log = logging.getLogger("pgstore")
 
 # Small, so that no request waits long for a core that deletes.
-_BATCH_ROWS = 200
+_BATCH_ROWS = 100
 # So that many processes that were started at once do not sweep at once for ever.
 _JITTER = 0.1
 _RESULTS_KEPT = 100
