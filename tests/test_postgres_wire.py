@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -101,6 +102,51 @@ def test_an_awake_wait_gives_the_answer(wire: Wire, monkeypatch: pytest.MonkeyPa
         result = wire.execute(statement, [last.to_bytes(4, "big")])
         assert number(result.get_value(0, 0)) == last
         assert (result.get_value(0, 1) or b"").endswith(b"%d" % last)
+
+
+def test_beside_another_wait_nobody_stays_awake(
+    wire: Wire, pg_server: PostgresServer, yields: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several threads that ask again and again would keep each other from their work."""
+    awake(monkeypatch, NEVER)
+    statement, lock = slow(), Statement("SELECT pg_advisory_lock(4711)")
+    with (
+        ThreadPoolExecutor() as threads,
+        psycopg.connect(pg_server.dsn, autocommit=True) as holder,
+        psycopg.connect(pg_server.dsn, autocommit=True) as connection,
+    ):
+        holder.execute(lock.text)
+        waiting = threads.submit(wire.execute, lock, [])
+        while not waits_for_a_lock(holder, wire):
+            assert not waiting.done()
+        awake(monkeypatch, ALWAYS)
+        other = Wire(connection, {}, seconds=5.0)
+        other.execute(statement, [])
+        assert not yields
+        assert statement.doubt == 0
+        holder.close()
+        waiting.result()
+        other.execute(statement, [])
+        assert yields
+
+
+def waits_for_a_lock(asking: psycopg.Connection[Any], wire: Wire) -> bool:
+    """Tell whether a wire's statement waits for an advisory lock."""
+    process = wire.connection.info.backend_pid
+    query = "SELECT FROM pg_locks WHERE pid = %s AND NOT granted"
+    return asking.execute(query, [process]).rowcount == 1
+
+
+def test_a_forked_child_knows_of_no_waits(wire: Wire) -> None:
+    """Threads of the parent's do not wait there."""
+    postgres_wire._waiting.add(wire)
+    try:
+        child = os.fork()
+        if not child:
+            os._exit(len(postgres_wire._waiting))
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        postgres_wire._waiting.clear()
 
 
 def test_nobody_stays_awake_under_gevent(

@@ -36,6 +36,11 @@ _STATEMENT_EXISTS = "42P05"
 _STALE_PLAN = "RevalidateCachedQuery"
 
 
+# The wires on which threads of this process wait for an answer.
+_waiting: set[Wire] = set()
+os.register_at_fork(after_in_child=_waiting.clear)
+
+
 class Lost(Exception):
     """The connection broke or was late, and is closed; if ``sent``, the statement may have run."""
 
@@ -231,7 +236,12 @@ class Wire:
     def _wait(self, events: int, sent: bool) -> None:
         now = time.monotonic()
         left = self._deadline - now
-        if left <= 0 or not (self._is_soon(events, now) or self._ready(events, left * 1000)):
+        _waiting.add(self)
+        try:
+            ready = left > 0 and (self._is_soon(events, now) or self._ready(events, left * 1000))
+        finally:
+            _waiting.discard(self)
+        if not ready:
             raise Lost("no answer from PostgreSQL within the time limit", sent=sent, late=True)
 
     def _is_soon(self, events: int, now: float) -> bool:
@@ -239,6 +249,8 @@ class Wire:
         statement = self._statement
         if statement is None or not isinstance(select.poll, BuiltinFunctionType):
             return False
+        if len(_waiting) > 1:
+            return False  # several that stay awake would only take turns at the interpreter's lock
         if statement.asleep:
             statement.asleep -= 1
             return False
