@@ -15,6 +15,7 @@ from pgstore.backends import postgres_wire
 from pgstore.backends.postgres_formats import number
 from pgstore.backends.postgres_wire import Statement, Wire
 from pgstore.embedded import PostgresServer
+from pgstore.testing import in_fork
 
 ALWAYS, NEVER = 3600.0, -1.0  # for how long a wait stays awake, in seconds
 
@@ -139,12 +140,13 @@ def waits_for_a_lock(asking: psycopg.Connection[Any], wire: Wire) -> bool:
 
 def test_a_forked_child_knows_of_no_waits(wire: Wire) -> None:
     """Threads of the parent's do not wait there."""
+
+    def check() -> None:
+        assert not postgres_wire._waiting
+
     postgres_wire._waiting.add(wire)
     try:
-        child = os.fork()
-        if not child:
-            os._exit(len(postgres_wire._waiting))
-        assert os.waitpid(child, 0)[1] == 0
+        assert in_fork(check) == 0
     finally:
         postgres_wire._waiting.clear()
 
