@@ -28,17 +28,15 @@ _FINE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY)
 # take longer is awaited asleep for up to 2**_MOST_DOUBT times, then tried again.
 _AWAKE = 100e-6
 _MOST_DOUBT = 7
+# The wires on which threads of this process wait for an answer.
+_waiting: set[Wire] = set()
+os.register_at_fork(after_in_child=_waiting.clear)
 
 _NO_SUCH_STATEMENT = "26000"
 _STATEMENT_EXISTS = "42P05"
 # The function of the server's that refuses a plan which no longer fits its table. The message says
 # so in the server's own language, and its SQLSTATE says less.
 _STALE_PLAN = "RevalidateCachedQuery"
-
-
-# The wires on which threads of this process wait for an answer.
-_waiting: set[Wire] = set()
-os.register_at_fork(after_in_child=_waiting.clear)
 
 
 class Lost(Exception):
@@ -236,8 +234,8 @@ class Wire:
     def _wait(self, events: int, sent: bool) -> None:
         now = time.monotonic()
         left = self._deadline - now
-        _waiting.add(self)
         try:
+            _waiting.add(self)
             ready = left > 0 and (self._is_soon(events, now) or self._ready(events, left * 1000))
         finally:
             _waiting.discard(self)
