@@ -28,9 +28,9 @@ _FINE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY)
 # take longer is awaited asleep for up to 2**_MOST_DOUBT times, then tried again.
 _AWAKE = 100e-6
 _MOST_DOUBT = 7
-# The wires on which threads of this process wait for an answer.
-_waiting: set[Wire] = set()
-os.register_at_fork(after_in_child=_waiting.clear)
+# The wires of this process that have a statement under way.
+_under_way: set[Wire] = set()
+os.register_at_fork(after_in_child=_under_way.clear)
 
 _NO_SUCH_STATEMENT = "26000"
 _STATEMENT_EXISTS = "42P05"
@@ -66,8 +66,8 @@ class Statement:
         self.text = text.encode("ascii")
         # Named by its text: should the name exist already, it is this very statement.
         self.name = b"pgstore_" + hashlib.sha256(self.text).hexdigest()[:16].encode("ascii")
-        # How often in a row its answer did not come soon, and how many of the next ones are awaited
-        # asleep for that. Threads may race on them, which does no harm.
+        # How much oftener its answer did not come soon than it did, and how many of the next ones
+        # are awaited asleep for that. Threads may race on them, which does no harm.
         self.doubt = self.asleep = 0
 
     def __repr__(self) -> str:
@@ -145,19 +145,26 @@ class Wire:
         too, closes the connection: the next user must not read this one's answer.
         """
         self._deadline = time.monotonic() + self._seconds
-        self._statement = statement
         pgconn = self.connection.pgconn
         formats = [1] * len(params)
         prepared = self._prepared
         if prepared is None:
             return self._exchange(
-                pgconn.send_query_params, statement.text, params, None, formats, 1
+                pgconn.send_query_params,
+                statement.text,
+                params,
+                None,
+                formats,
+                1,
+                statement=statement,
             )
         name = prepared.get(statement.name)
         if name is None:
             name = self._prepare(statement, statement.name, prepared)
         try:
-            return self._exchange(pgconn.send_query_prepared, name, params, formats, 1)
+            return self._exchange(
+                pgconn.send_query_prepared, name, params, formats, 1, statement=statement
+            )
         except Refused as refused:
             if refused.sqlstate == _NO_SUCH_STATEMENT:  # DISCARD ALL
                 prepared.clear()
@@ -184,9 +191,13 @@ class Wire:
         prepared[statement.name] = name
         return name
 
-    def _exchange(self, send: Any, *arguments: Any, sent: bool = True) -> PGresult:
+    def _exchange(
+        self, send: Any, *arguments: Any, sent: bool = True, statement: Statement | None = None
+    ) -> PGresult:
         pgconn = self.connection.pgconn
+        self._statement = statement
         try:
+            _under_way.add(self)
             try:
                 send(*arguments)
             except psycopg.Error as error:
@@ -195,6 +206,8 @@ class Wire:
         except BaseException:
             self.connection.close()
             raise
+        finally:
+            _under_way.discard(self)
         for result in results:
             if result.status not in _FINE:
                 if pgconn.status == ConnStatus.BAD:
@@ -232,36 +245,37 @@ class Wire:
         return results
 
     def _wait(self, events: int, sent: bool) -> None:
-        now = time.monotonic()
-        left = self._deadline - now
-        try:
-            _waiting.add(self)
-            ready = left > 0 and (self._is_soon(events, now) or self._ready(events, left * 1000))
-        finally:
-            _waiting.discard(self)
-        if not ready:
+        if self._is_soon(events):
+            return
+        left = self._deadline - time.monotonic()
+        if left <= 0 or not self._ready(events, left * 1000):
             raise Lost("no answer from PostgreSQL within the time limit", sent=sent, late=True)
 
-    def _is_soon(self, events: int, now: float) -> bool:
+    def _is_soon(self, events: int) -> bool:
         """Wait for a moment without going to sleep; tell whether something came."""
-        statement = self._statement
+        # Only for the first part of an answer: what is long is not soon.
+        statement, self._statement = self._statement, None
         if statement is None or not isinstance(select.poll, BuiltinFunctionType):
             return False
-        if len(_waiting) > 1:
-            return False  # several that stay awake would only take turns at the interpreter's lock
-        if statement.asleep:
+        if statement.asleep > 0:
             statement.asleep -= 1
             return False
-        end = now + _AWAKE
-        while not self._ready(events, 0):
+        end = time.monotonic() + _AWAKE
+        # Several threads that stayed awake would take turns at the interpreter's lock.
+        while len(_under_way) == 1:
+            ready = self._ready(events, 0)
             if time.monotonic() > end:
+                # Perhaps the answer has been there for long, and another process had the core, or
+                # another thread the lock: who sleeps is served sooner then.
                 statement.doubt = min(statement.doubt + 1, _MOST_DOUBT)
                 statement.asleep = 2**statement.doubt
-                return False
+                return ready
+            if ready:
+                statement.doubt = max(statement.doubt - 1, 0)
+                return True
             # Who else has something to do has the core: the server, too, when it shares it.
             os.sched_yield()
-        statement.doubt = 0
-        return True
+        return False
 
     def _ready(self, events: int, milliseconds: float) -> bool:
         # select.poll is looked up now, not at import: gevent may have replaced it since. A poll
