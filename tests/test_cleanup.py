@@ -27,7 +27,7 @@ from pgstore.rows import PGSession
 
 SOON = 0.001  # seconds between sweeps: the tests wait for sweeps, never for time
 SOME_SECONDS = 10.0  # after which a test fails rather than hangs
-BATCH = 200
+BATCH = 100
 
 
 class FakeBackend:
