@@ -73,8 +73,10 @@ def run(effort: Effort) -> Report:
             report.add(f"p99 of {name} during a sweep", "before it", [busy / calm], at_most=2)
             rate = swept / (end - middle)
             report.add(f"rows swept beside {name}", "–", [rate], " rows/s", at_least=10_000)
-        waits = re.findall(r" acquired .* after ([\d.]+) ms", server.log_path.read_text())
-    longest = max(map(float, waits), default=0.0)
+        waits = re.findall(r"acquired (.*) after ([\d.]+) ms", server.log_path.read_text())
+    for lock, milliseconds in waits:
+        say(f"waited for {lock} for {milliseconds} ms")
+    longest = max((float(milliseconds) for _, milliseconds in waits), default=0.0)
     report.add("longest wait for a lock, 0 if below 50 ms", "–", [longest], " ms", at_most=50)
     return report
 

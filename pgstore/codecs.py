@@ -21,7 +21,14 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
-from itsdangerous import BadSignature, BadTimeSignature, Signer, TimestampSigner
+from itsdangerous import (
+    BadSignature,
+    BadTimeSignature,
+    Signer,
+    TimestampSigner,
+    base64_encode,
+    want_bytes,
+)
 from itsdangerous.signer import SigningAlgorithm
 
 from .errors import (
@@ -405,8 +412,8 @@ class _HMAC(SigningAlgorithm):
 class _Signer(Signer):
     """Signs with its algorithm's key: `SecureCookie` derives one for each name, once."""
 
-    def derive_key(self, secret_key: str | bytes | None = None) -> bytes:
-        return self.secret_key
+    def get_signature(self, value: str | bytes) -> bytes:
+        return base64_encode(self.algorithm.get_signature(b"", want_bytes(value)))
 
 
 class _ClockedSigner(_Signer, TimestampSigner):

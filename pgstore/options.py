@@ -222,11 +222,7 @@ class Lifetimes:
 
     def time_to_live(self, max_age: int) -> float:
         """Return the seconds that a session of this ``max_age`` lives without a visit."""
-        limits = [
-            limit
-            for limit in (max_age if max_age > 0 else None, self.idle_timeout, self.lifetime)
-            if limit is not None
-        ]
+        limits = filter(None, (max(max_age, 0), self.idle_timeout, self.lifetime))
         return min(limits, default=DAY)
 
     def touch_after(self, max_age: int) -> float:

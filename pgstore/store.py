@@ -280,13 +280,14 @@ class Store:
         saving = Saving(self._rules, self._backend, session, self._hooks, *client)
         send = saving.run(self._save_deadline)
         base = session._base
-        https = self._is_https(environ, options)
         if base is not None and not base.lapsed and (send or base.resend):
             value = encode_multi(session.name, session._id.to_bytes(), self._rules.codecs)
             age = _cookie_age(base) if options.persistent else None
+            https = self._is_https(environ, options)
             set_cookie(headers, session.name, value, options, age, https=https)
             plan.sent(session)
         elif session._forget is not None:
+            https = self._is_https(environ, session._forget)
             clear_cookie(headers, session.name, session._forget, https=https)
         session._forget = None
         if saving.logged_in and self._max_sessions is not None:
