@@ -241,17 +241,21 @@ class PostgresServer:
 
     def _claim(self) -> None:
         """Raise `ConfigurationError` when a live server has the folder; clear a misleading lock."""
-        lock = self._lock()
-        if not lock:
+        path = self.data_dir / "postmaster.pid"
+        if not path.exists():
             return
+        if not self._lock():
+            time.sleep(0.1)  # a server that is just starting makes the file and fills it at once
+        lock = self._lock()
         if live := _postgres_in(self.data_dir):
             raise ConfigurationError(
                 f"{self.data_dir} is in use by a running PostgreSQL (process {live[0]})"
             )
         # PostgreSQL clears the lock of a dead process itself, but takes a living one of whatever
-        # kind for its owner. After a reboot or in a new container numbers are given out again.
-        if _alive(abs(int(lock[0]))):  # negative for a single-user backend
-            (self.data_dir / "postmaster.pid").unlink()
+        # kind for its owner. After a reboot or in a new container numbers are given out again. An
+        # empty lock, of a server that was killed as it made it, stops every start from then on.
+        if not lock or _alive(abs(int(lock[0]))):  # negative for a single-user backend
+            path.unlink(missing_ok=True)
 
     def _launch(self, account: _Account, port: int, timeout: float) -> None:
         settings = {

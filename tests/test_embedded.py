@@ -170,6 +170,28 @@ def test_a_lock_that_names_a_stranger_is_cleared(server: PostgresServer) -> None
     assert query(server, "SELECT 1") == "1"
 
 
+def test_an_empty_lock_is_cleared(server: PostgresServer) -> None:
+    """It is left by a server that was killed between making the file and filling it."""
+    server.stop()
+    (server.data_dir / "postmaster.pid").touch()
+    server.start()
+    assert query(server, "SELECT 1") == "1"
+
+
+def test_an_empty_lock_of_a_starting_server_is_left_alone(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lock = server.data_dir / "postmaster.pid"
+    filled = lock.read_text()
+    monkeypatch.setattr(embedded.time, "sleep", lambda seconds: lock.write_text(filled))
+    for proc in (embedded._PROC, tmp_path / "proc"):
+        monkeypatch.setattr(embedded, "_PROC", proc)
+        lock.write_text("")
+        with pytest.raises(ConfigurationError, match="in use by a running PostgreSQL"):
+            PostgresServer(server.data_dir).start()
+        assert lock.read_text() == filled
+
+
 def test_binaries_follow_the_folder(server: PostgresServer, tmp_path: Path) -> None:
     assert PostgresServer(server.data_dir).version == server.version
     (tmp_path / "PG_VERSION").write_text("9\n")
