@@ -41,7 +41,7 @@ class SweepResult:
 class Sweepable(Protocol):
     """What a `Cleaner` sweeps: a `Backend`, or another table."""
 
-    def sweep(self, limit: int, horizon: float) -> list[PGSession] | None: ...
+    def sweep(self, limit: int, horizon: float) -> list[PGSession]: ...
 
 
 class Cleaner:
@@ -79,7 +79,7 @@ class Cleaner:
         stop = stop or Event()
         while not stop.is_set():
             begin = time.monotonic()
-            deleted = self._backend.sweep(_BATCH_ROWS, self._horizon()) or []
+            deleted = self._backend.sweep(_BATCH_ROWS, self._horizon())
             took = time.monotonic() - begin
             total += len(deleted)
             self._hooks.fire(deleted, "expired")

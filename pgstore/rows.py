@@ -276,12 +276,12 @@ class Backend(Protocol):
         connection stays open, and the verbs raise `BackendError`. Not for several threads.
         """
 
-    def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
+    def sweep(self, limit: int, horizon: float) -> list[PGSession]:
         """Delete up to ``limit`` rows that are not live, passing over locked rows.
 
         In one transaction. Only rows whose ``gc_after`` is at most ``horizon`` seconds away need be
-        found. Returns what was deleted, without ``data``; None when another process is sweeping
-        this table now, or the lock cannot be had soon.
+        found. Returns what was deleted, without ``data``; nothing is, when another process is
+        sweeping this table now, or the lock cannot be had soon.
         """
 
     def stats(self) -> Stats:

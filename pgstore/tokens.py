@@ -62,11 +62,11 @@ class TokenBackend(Protocol):
     def page(self, after: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to ``limit`` live keys with their data, in order, from the first above."""
 
-    def sweep(self, limit: int) -> list[bytes] | None:
+    def sweep(self, limit: int) -> list[bytes]:
         """Delete up to ``limit`` rows that are not live, passing over locked rows.
 
-        Returns their keys; None when another process is sweeping this table now, or the lock cannot
-        be had soon.
+        Returns their keys; none are deleted when another process is sweeping this table now, or the
+        lock cannot be had soon.
         """
 
     def apply_schema(self) -> None:
@@ -216,7 +216,7 @@ class _Sweeps:
     def __init__(self, backend: TokenBackend) -> None:
         self._backend = backend
 
-    def sweep(self, limit: int, horizon: float) -> list[Any] | None:
+    def sweep(self, limit: int, horizon: float) -> list[Any]:
         return self._backend.sweep(limit)
 
 

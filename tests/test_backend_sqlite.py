@@ -542,11 +542,12 @@ def test_failed_commit_is_rolled_back(path: Path) -> None:
 
 def test_sweep_waits_for_nobody(path: Path, backend: SQLiteBackend) -> None:
     """A sweep that meets another one, or a long writer, leaves it to the next."""
+    assert backend.insert(ROW, replace(EXPIRY, idle=-1.0))
     with raw(path) as connection:
         connection.execute("BEGIN IMMEDIATE")
-        assert backend.sweep(10, 0.0) is None
+        assert backend.sweep(10, 600.0) == []
         connection.execute("ROLLBACK")
-    assert backend.sweep(10, 0.0) == []
+    assert len(backend.sweep(10, 600.0)) == 1
     # The next statement on the connection has its patience again.
     with closing(SQLiteBackend(path, busy_timeout=7)) as patient:
         assert patient.sweep(10, 0.0) == []
@@ -563,7 +564,7 @@ def test_sweep_has_no_limit_of_variables(path: Path, backend: SQLiteBackend) -> 
             WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40000)
             SELECT CAST(printf('%016d', i) AS BLOB), {columns} FROM http_sessions, n"""
         )
-    assert [len(backend.sweep(40_000, 600.0) or []) for _ in range(2)] == [40_000, 1]
+    assert [len(backend.sweep(40_000, 600.0)) for _ in range(2)] == [40_000, 1]
 
 
 def test_statements_use_the_indexes(path: Path, backend: SQLiteBackend) -> None:

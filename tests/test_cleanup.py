@@ -38,7 +38,7 @@ class FakeBackend:
         self._answers = iter(answers)
         self._swept = threading.Semaphore(0)
 
-    def sweep(self, limit: int, horizon: float) -> list[Any] | None:
+    def sweep(self, limit: int, horizon: float) -> list[Any]:
         self.calls.append((limit, horizon))
         answer = next(self._answers, 0)
         self._swept.release()
@@ -46,7 +46,7 @@ class FakeBackend:
             answer = answer()
         if isinstance(answer, Exception):
             raise answer
-        return None if answer is None else [object()] * answer
+        return [object()] * answer
 
     def wait(self, sweeps: int = 1) -> None:
         """Wait for so many sweeps more."""
@@ -98,12 +98,10 @@ def _no_thread_is_left() -> Iterator[None]:
         ([BATCH - 1], BATCH - 1, 1),
         ([BATCH, BATCH, 3], 2 * BATCH + 3, 3),
         ([BATCH, 0], BATCH, 2),
-        ([None], 0, 1),
-        ([BATCH, None, 5], BATCH, 2),
     ],
 )
 def test_a_sweep_goes_on_until_a_batch_is_short(
-    answers: list[int | None], deleted: int, calls: int
+    answers: list[int], deleted: int, calls: int
 ) -> None:
     """Batches follow one another until one is not full, or another process is found to be at it."""
     backend = FakeBackend(*answers)
@@ -355,7 +353,7 @@ def test_a_thread_that_cannot_start_leaves_nothing_to_wait_for(
 def test_a_run_yields_a_result_per_sweep() -> None:
     """Each sweep's count or error comes in order, until the stop, after which it ends."""
     error, stop = BackendError("down"), Event()
-    results = cleaner_of(FakeBackend(BATCH, 2, error, None, 5)).run(stop, SOON)
+    results = cleaner_of(FakeBackend(BATCH, 2, error, 0, 5)).run(stop, SOON)
     assert list(islice(results, 4)) == [
         SweepResult(deleted=BATCH + 2),
         SweepResult(error=error),
@@ -431,11 +429,11 @@ class PipeBackend:
     def renew(self) -> None:
         self._read, self._write = os.pipe()
 
-    def sweep(self, limit: int, horizon: float) -> int:
+    def sweep(self, limit: int, horizon: float) -> list[Any]:
         os.write(self._write, b".")
         if self._hold is not None:
             os.read(self._hold, 1)
-        return 0
+        return []
 
     def wait(self) -> None:
         assert os.read(self._read, 1) == b"."

@@ -286,7 +286,7 @@ def test_one_process_sweeps_at_a_time(mariadb_lab: MariaDBLab) -> None:
     mariadb_lab.pass_time(3600)
     name = "CONCAT('pgstore ', SHA1(CONCAT_WS('.', 'sweep', DATABASE(), 'http_sessions')))"
     assert mariadb_lab.execute(f"SELECT GET_LOCK({name}, 0) AS got") == [{"got": 1}]
-    assert store.backend.sweep(10, 600.0) is None
+    assert store.backend.sweep(10, 600.0) == []
     assert store.delete_expired() == 0
     mariadb_lab.execute(f"SELECT RELEASE_LOCK({name})")
     assert store.delete_expired() == 3

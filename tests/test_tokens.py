@@ -347,7 +347,7 @@ def test_cleanup_runs_by_itself(make: Make) -> None:
     swept = threading.Event()
 
     class Watched(MemoryTokens):
-        def sweep(self, limit: int) -> list[bytes] | None:
+        def sweep(self, limit: int) -> list[bytes]:
             swept.set()
             return super().sweep(limit)
 
@@ -401,7 +401,7 @@ def test_a_failing_sweep_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Failing(MemoryTokens):
         sweeps = 0
 
-        def sweep(self, limit: int) -> list[bytes] | None:
+        def sweep(self, limit: int) -> list[bytes]:
             self.sweeps += 1
             if self.sweeps > 1:
                 again.set()

@@ -175,9 +175,9 @@ class MemoryBackend:
         """Raise `ConfigurationError`: there is no connection."""
         raise ConfigurationError("rows in memory are in no transaction: using() needs a database")
 
-    def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
+    def sweep(self, limit: int, horizon: float) -> list[PGSession]:
         if not self._sweeping.acquire(blocking=False):
-            return None
+            return []
         try:
             with self._lock:
                 now = self._now()

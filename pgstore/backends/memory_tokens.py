@@ -51,7 +51,7 @@ class MemoryTokens:
                 if expires_on > now and (after is None or key > after)
             ][:limit]
 
-    def sweep(self, limit: int) -> list[bytes] | None:
+    def sweep(self, limit: int) -> list[bytes]:
         with self._lock:
             now = self._now()
             dead = [key for key, (_, expires_on) in self._rows.items() if expires_on <= now]

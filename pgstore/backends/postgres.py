@@ -138,7 +138,15 @@ class _Sql:
             ORDER BY gc_after LIMIT $1::int8"""
         sweep = f"DELETE FROM {table} WHERE expires_on <= {_NOW} AND key IN"
         returning = f"RETURNING {_WITHOUT_DATA}, {_TIMES}"
-        self.sweep = Statement(f"{sweep} ({expired} FOR UPDATE SKIP LOCKED) {returning}")
+        # The lock is asked for once, before any row is looked at, and ends with the statement: a
+        # transaction around two would be four round trips, each of which waits for a core on a busy
+        # server. Planned anew each time: a plan made for an empty table would read all of a full
+        # one.
+        self.sweep = Statement(
+            f"{sweep} ({expired} FOR UPDATE SKIP LOCKED)"
+            f" AND (SELECT pg_try_advisory_xact_lock($3::int8)) {returning}",
+            keep=False,
+        )
         # A distributed table refuses SKIP LOCKED without the key.
         self.sweep_distributed = Statement(f"{sweep} ({expired}) {returning}")
 
@@ -278,14 +286,22 @@ class PostgresBackend(PostgresTable):
     def using(self, connection: Any) -> PostgresBackend:
         return self._on(Lent(connection, self._pool.statement_timeout))
 
-    def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
-        try:
-            return self._sweep(limit, horizon)
-        except BackendError as error:
-            if self._distributed or sqlstate_of(error) != _FEATURE_NOT_SUPPORTED:
-                raise
-        self._distributed = True
-        return self._sweep(limit, horizon)
+    def sweep(self, limit: int, horizon: float) -> list[PGSession]:
+        lock, batch = int8(self._lock("sweep")), [int8(limit), interval(horizon)]
+        if not self._distributed:
+            try:
+                return _rows(self._run(self._sql.sweep, [*batch, lock]))
+            except BackendError as error:
+                if sqlstate_of(error) != _FEATURE_NOT_SUPPORTED:
+                    raise
+            self._distributed = True
+        with self._transaction() as backend:
+            # Held until the transaction ends, and no longer: a pooler gives the connection to
+            # others then.
+            lead = backend._run(self._sql.lead, [lock])
+            if lead.get_value(0, 0) != boolean(True):
+                return []
+            return _rows(backend._run(self._sql.sweep_distributed, batch))
 
     def tokens(self, table: str, db_schema: str | None = None) -> PostgresTokens:
         """Return where the data of tokens lives: in the same database, over the same pool."""
@@ -314,17 +330,6 @@ class PostgresBackend(PostgresTable):
         ]
         result = self._run(statement, parameters)
         return row.but(**_times(result)) if result.ntuples else None
-
-    def _sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
-        statement = self._sql.sweep_distributed if self._distributed else self._sql.sweep
-        with self._transaction() as backend:
-            # Held until the transaction ends, and no longer: a pooler gives the connection to
-            # others then.
-            lead = backend._run(self._sql.lead, [int8(self._lock("sweep"))])
-            if lead.get_value(0, 0) != boolean(True):
-                return None
-            result = backend._run(statement, [int8(limit), interval(horizon)])
-            return _rows(result)
 
 
 _SCHEMA = Schema("postgres")

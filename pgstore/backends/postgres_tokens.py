@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from ..sql import Schema
-from .postgres_formats import boolean, int8, interval, microseconds
+from .postgres_formats import int8, interval, microseconds
 from .postgres_pool import Pool
 from .postgres_table import PostgresTable
 from .postgres_wire import Statement
@@ -48,12 +48,16 @@ class PostgresTokens(PostgresTable):
             SELECT token_hash, data FROM {name}
             WHERE token_hash > $1::bytea AND expires_on > {_NOW}
             ORDER BY token_hash LIMIT $2::int8""")
-        self._lead = Statement("SELECT pg_try_advisory_xact_lock($1::int8)")
-        self._sweep = Statement(f"""
+        # As for sessions: the lock first, then the rows, planned anew each time.
+        self._sweep = Statement(
+            f"""
             DELETE FROM {name} WHERE expires_on <= {_NOW} AND token_hash IN (
                 SELECT token_hash FROM {name} WHERE expires_on <= {_NOW}
                 ORDER BY expires_on LIMIT $1::int8 FOR UPDATE SKIP LOCKED)
-            RETURNING token_hash""")
+            AND (SELECT pg_try_advisory_xact_lock($2::int8))
+            RETURNING token_hash""",
+            keep=False,
+        )
 
     def find(self, key: bytes) -> bytes | None:
         result = self._run(self._find, [key], read=True)
@@ -75,13 +79,9 @@ class PostgresTokens(PostgresTable):
             for index in range(found.ntuples)
         ]
 
-    def sweep(self, limit: int) -> list[bytes] | None:
-        with self._transaction() as held:
-            lead = held._run(self._lead, [int8(self._lock("sweep"))])
-            if lead.get_value(0, 0) != boolean(True):
-                return None
-            swept = held._run(self._sweep, [int8(limit)])
-            return [swept.get_value(index, 0) or b"" for index in range(swept.ntuples)]
+    def sweep(self, limit: int) -> list[bytes]:
+        swept = self._run(self._sweep, [int8(limit), int8(self._lock("sweep"))])
+        return [swept.get_value(index, 0) or b"" for index in range(swept.ntuples)]
 
     def close(self) -> None:
         if not self._shared:

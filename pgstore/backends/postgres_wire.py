@@ -58,14 +58,18 @@ class Refused(Exception):
 
 
 class Statement:
-    """SQL text with ``$1, $2, …``, and the name under which a connection keeps it prepared."""
+    """SQL text with ``$1, $2, …``, and the name under which a connection keeps it prepared.
+
+    One that is not to be kept has no name, and is planned anew each time.
+    """
 
     __slots__ = ("asleep", "doubt", "name", "text")
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, keep: bool = True) -> None:
         self.text = text.encode("ascii")
         # Named by its text: should the name exist already, it is this very statement.
-        self.name = b"pgstore_" + hashlib.sha256(self.text).hexdigest()[:16].encode("ascii")
+        digest = hashlib.sha256(self.text).hexdigest()[:16]
+        self.name = f"pgstore_{digest}".encode("ascii") if keep else b""
         # How much oftener its answer did not come soon than it did, and how many of the next ones
         # are awaited asleep for that. Threads may race on them, which does no harm.
         self.doubt = self.asleep = 0
@@ -148,7 +152,7 @@ class Wire:
         pgconn = self.connection.pgconn
         formats = [1] * len(params)
         prepared = self._prepared
-        if prepared is None:
+        if prepared is None or not statement.name:
             return self._exchange(
                 pgconn.send_query_params,
                 statement.text,

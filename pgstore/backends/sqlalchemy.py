@@ -226,7 +226,7 @@ class SQLAlchemyBackend(SQLAlchemyTable):
             held.run(lambda job: job.write(self._sql.lock, {"the_key": key}))
             yield self._inside(held)
 
-    def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
+    def sweep(self, limit: int, horizon: float) -> list[PGSession]:
         def work(job: Job, now: datetime) -> list[PGSession]:
             times = {"the_now": now, "until": now + timedelta(seconds=horizon)}
             values = {name: self._flavour.time_in(time) for name, time in times.items()}

@@ -94,17 +94,17 @@ class SQLAlchemyTable:
         now: datetime = self._read(job, self._sql_now)[0][0]
         return now
 
-    def _in_sweep(self, work: Callable[[Job, datetime], T]) -> T | None:
-        """Do some work, given the time, while nobody else sweeps this table; or None."""
+    def _in_sweep(self, work: Callable[[Job, datetime], list[T]]) -> list[T]:
+        """Do some work, given the time, unless somebody else is sweeping this table."""
 
-        def led(job: Job) -> T | None:
+        def led(job: Job) -> list[T]:
             with self._flavour.lead(job, "sweep", self._rows, wait=False) as leads:
-                return work(job, self._now(job)) if leads else None
+                return work(job, self._now(job)) if leads else []
 
         try:
             return self._db.in_transaction(led)
         except Busy:
-            return None
+            return []
 
     def _delete_keys(self, job: Job, keys: Sequence[bytes], **condition: Any) -> set[bytes]:
         """Delete rows that this transaction has found; return the keys of those that it deleted.

@@ -137,7 +137,7 @@ class SQLAlchemyTokens(SQLAlchemyTable):
 
         return self._db.run(work)
 
-    def sweep(self, limit: int) -> list[bytes] | None:
+    def sweep(self, limit: int) -> list[bytes]:
         def work(job: Job, now: datetime) -> list[bytes]:
             values = {"the_now": self._flavour.time_in(now), "limit": limit}
             keys = [bytes(row[0]) for row in job.read(self._expired, values)]

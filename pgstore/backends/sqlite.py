@@ -200,14 +200,14 @@ class SQLiteBackend(SQLiteTable):
     def using(self, connection: Any) -> SQLiteBackend:
         return self._inside(Lent(self._database, connection))
 
-    def sweep(self, limit: int, horizon: float) -> list[PGSession] | None:
+    def sweep(self, limit: int, horizon: float) -> list[PGSession]:
         now = self._now()
         values = {"now": now, "until": now + round(horizon * 1_000_000), "limit": limit}
         try:
             # One statement is one transaction, and holds the file's only write lock.
             swept = self._source.run(self._sql.sweep, values, wait=_SWEEP_WAIT_SECONDS)
         except Busy:
-            return None
+            return []
         return [_Row.of(deleted) for deleted in swept]
 
     def stats(self) -> Stats:

@@ -67,10 +67,10 @@ class SQLiteTokens(SQLiteTable):
         values = {"after": after or b"", "now": self._now(), "limit": limit}
         return [(key, data) for key, data in self._source.run(self._page, values)]
 
-    def sweep(self, limit: int) -> list[bytes] | None:
+    def sweep(self, limit: int) -> list[bytes]:
         values = {"now": self._now(), "limit": limit}
         try:
             swept = self._source.run(self._sweep, values, wait=_SWEEP_WAIT_SECONDS)
         except Busy:
-            return None
+            return []
         return [key for (key,) in swept]
