@@ -83,6 +83,7 @@ class PostgresServer:
         self._port = port
         self._settings = dict(settings or {})
         self._trust = trust
+        self._lock_path = self.data_dir / "postmaster.pid"
         self._password_path = self.data_dir / "superuser.password"
         self._process: subprocess.Popen[bytes] | None = None
         self._copy: tempfile.TemporaryDirectory[str] | None = None
@@ -241,12 +242,13 @@ class PostgresServer:
 
     def _claim(self) -> None:
         """Raise `ConfigurationError` when a live server has the folder; clear a misleading lock."""
-        path = self.data_dir / "postmaster.pid"
-        if not path.exists():
+        if not self._lock_path.exists():
             return
-        if not self._lock():
-            time.sleep(0.1)  # a server that is just starting makes the file and fills it at once
         lock = self._lock()
+        if not lock:
+            # Perhaps a server is just starting: it fills the file an instant after it made it, and
+            # where there is no /proc, that is how it is known.
+            time.sleep(0.1)
         if live := _postgres_in(self.data_dir):
             raise ConfigurationError(
                 f"{self.data_dir} is in use by a running PostgreSQL (process {live[0]})"
@@ -255,7 +257,7 @@ class PostgresServer:
         # kind for its owner. After a reboot or in a new container numbers are given out again. An
         # empty lock, of a server that was killed as it made it, stops every start from then on.
         if not lock or _alive(abs(int(lock[0]))):  # negative for a single-user backend
-            path.unlink(missing_ok=True)
+            self._lock_path.unlink(missing_ok=True)
 
     def _launch(self, account: _Account, port: int, timeout: float) -> None:
         settings = {
@@ -293,7 +295,7 @@ class PostgresServer:
     def _lock(self) -> list[str]:
         """Return the lines of `postmaster.pid` (process, folder, start, port, …), or none."""
         try:
-            return (self.data_dir / "postmaster.pid").read_text().splitlines()
+            return self._lock_path.read_text().splitlines()
         except FileNotFoundError:
             return []
 
