@@ -198,7 +198,8 @@ class SecureCookie:
             make = _ClockedSigner if self._dated else _Signer
             salt = purpose + name.encode("utf-8")
             key = _subkey(self._hash_key, salt, 32)
-            signer = make(key, salt=salt, algorithm=_HMAC(key, self._digest_method))
+            algorithm = _HMAC(key, self._digest_method)
+            signer = make(key, salt=salt, key_derivation="none", algorithm=algorithm)
             if isinstance(signer, _ClockedSigner):
                 signer.clock = self._clock
             self._signers[name] = signer

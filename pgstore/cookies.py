@@ -77,10 +77,7 @@ def clear_cookie(headers: Headers, name: str, options: Options, *, https: bool) 
 def vary_on_cookie(headers: Headers) -> None:
     """Add Cookie to Vary: what was made from a session is this browser's (RFC 9110 12.5.5)."""
     lines = headers.getlist("Vary")
-    if not lines:
-        headers.add("Vary", "Cookie")
-        return
-    fields = _split(lines)
+    fields = _split(lines) if lines else []
     if "*" not in fields and "cookie" not in map(str.lower, fields):
         headers.setlist("Vary", [", ".join([*fields, "Cookie"])])
 

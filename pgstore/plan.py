@@ -221,8 +221,9 @@ def decide(rules: Rules, session: Session, ip: str | None, agent: str | None) ->
     options = session._options or session._adapted
     meta = _check_meta(session.meta) if session.meta else {}
     contents = _encode(rules, session)
+    empty = not (contents or meta or session._user_key)
     if base is None:
-        if not (contents or meta or session._user_key):
+        if empty:
             return None
         max_age = options.max_age if options else rules.options.max_age
         row = PGSession(
@@ -252,11 +253,11 @@ def decide(rules: Rules, session: Session, ip: str | None, agent: str | None) ->
             raise session.error
         return Touch(row, rules.lifetimes.expiry(max_age)) if due else None
     changed = contents != base.contents or base.reseal
+    if empty and (changed or meta != row.meta):
+        return Delete(row)
     renew = regenerated or _is_old(rules, base)
     if not (changed or renew or meta != row.meta or max_age != row.max_age):
         return Touch(row, rules.lifetimes.expiry(max_age)) if due else None
-    if not (contents or meta or session._user_key) and (changed or meta != row.meta):
-        return Delete(row)
 
     visit = due or renew or max_age != row.max_age
     id = session._id
@@ -462,10 +463,10 @@ def _open(rules: Rules, row: PGSession) -> tuple[Contents | None, bool, PGStoreE
     data, old_key = _unseal(rules, row)
     try:
         values, flashes = rules.serializer.loads(data)
+        contents = Contents(values, {(key, ident): item for key, ident, item in flashes})
     except UnknownTypeError as unknown:
         return None, old_key, unknown
-    known = {(key, ident): item for key, ident, item in flashes} if flashes else {}
-    return Contents(values, known), old_key, None
+    return contents, old_key, None
 
 
 def _encode(rules: Rules, session: Session) -> Contents:

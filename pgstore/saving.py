@@ -45,7 +45,7 @@ class Saving:
     def run(self, seconds: float) -> bool:
         """Write what there is to write. Tells whether the browser's cookie is to be sent again."""
         deadline = time.monotonic() + seconds
-        send = self._session._unanswered is not None and self._catch_up()
+        send = self._catch_up()
         write, tries = self._decide(), 0
         while write is not None:
             write, row = self._try(write, locked=tries >= self._RACES_BEFORE_LOCK)
